@@ -1,0 +1,55 @@
+# Two commands are enough: `make run` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NODES ?= 3
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The stamp stands for "what the lock file names is installed"; it is made again when either file changes.
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "ringkv needs Python 3.11 or newer; this is %d.%d (choose one with make PYTHON=...)" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked dependencies into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/installed ## make .venv and install the locked dependencies
+
+.PHONY: run
+run: $(VENV)/installed ## start a 3-node cluster on loopback with the cities data; Ctrl-C stops it
+	@$(BIN)/kvstore up --nodes $(NODES) --dir var --demo
+
+.PHONY: test
+test: $(VENV)/installed ## run the whole test suite
+	@$(BIN)/python -m pytest -q
+
+.PHONY: lint
+lint: $(VENV)/installed ## ruff, strict types, and the rule that cluster/ is pure
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/installed ## put the source into its standard form
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+.PHONY: bench
+bench: $(VENV)/installed ## measure a real 3-node cluster
+	@$(BIN)/python scripts/bench.py
+
+.PHONY: lock
+lock: ## renew requirements.lock after a change of pyproject.toml (needs uv)
+	@uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## remove what was built (not the data under var/)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

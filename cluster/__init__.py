@@ -1,0 +1,1 @@
+"""The distributed algorithm of ringkv: pure, without sockets, files, clocks or tasks."""

@@ -1,0 +1,1 @@
+"""ringkv: a consistent-hashing, replicated key-value store."""
