@@ -1,0 +1,1 @@
+"""Bytes to frames to messages: the peer and client port's language."""

@@ -1,0 +1,166 @@
+"""What goes over the peer and client port, beside the messages of the slots and of gossip.
+
+A connection opens with the four magic bytes from the side that dialled, then each side speaks in
+frames (`kvstore.wire.frames`). The first frame each way is the handshake: `Hello`, answered by
+`Welcome` or `Refused`. After that a client sends `Request` and `RouteQuery` and gets `Response` and
+`Routes`, matched by ``id``, in any order. Between nodes the same port also carries `SlotMessages` and
+`GossipMessages`; a forwarded operation is simply a `Request` from a node.
+
+Times are durations, never clock readings: clocks may be wrong.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cluster.messages import SlotMessage
+from cluster.operations import Operation, Result
+from cluster.swim import GossipMessage
+
+MAGIC = b"RKV1"
+"""First bytes of every connection; the digit is the framing's generation, not the protocol version."""
+
+PROTOCOL_VERSION = 1
+"""Spoken by this release. A peer that cannot speak it is told so and closed."""
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=60):
+    """Who dials: ``role`` is "client", "node" or "gossip"; clients leave ``node`` 0.
+
+    ``cluster_id`` may be empty for a client and for a node that is not founded yet;
+    ``cluster_name`` is what the person typed.
+    """
+
+    version: int
+    role: str
+    cluster_id: str
+    cluster_name: str
+    node: int
+    name: str
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=61):
+    """Who answers."""
+
+    version: int
+    cluster_id: str
+    cluster_name: str
+    node: int
+    name: str
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=62):
+    """Why the connection is closed: ``reason`` is stable ("cluster", "version", "frame", ...)."""
+
+    reason: str
+    detail: str
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
+    """Operations for the node, answered together in one `Response` with the results in order.
+
+    Operation ``i`` has the id ``(client, number + i)`` (rule 5). ``seen[i]`` is the newest committed
+    position (20 bytes, `cluster.records.pack_version`) that the client knew of operation ``i``'s slot
+    before its first attempt, empty if none; an empty list stands for "none at all". ``timeout_ms``
+    is the time left to the caller; ``hops`` counts forwards.
+    """
+
+    id: int
+    client: int
+    number: int
+    retry: bool
+    timeout_ms: int
+    hops: int
+    ops: list[Operation]
+    seen: list[bytes]
+
+
+class Response(msgspec.Struct, frozen=True, array_like=True, tag=71):
+    """The results of the `Request` with this id.
+
+    ``leads`` names the primary (member id) of each slot that was asked at the wrong node.
+    """
+
+    id: int
+    results: list[Result]
+    leads: dict[int, int]
+
+
+class RouteQuery(msgspec.Struct, frozen=True, array_like=True, tag=72):
+    """Ask for the routing table."""
+
+    id: int
+
+
+class RouteNode(msgspec.Struct, frozen=True, array_like=True):
+    """A node as a client needs it."""
+
+    id: int
+    name: str
+    address: str
+    http_address: str
+    zone: str
+    state: str
+
+
+class Routes(msgspec.Struct, frozen=True, array_like=True, tag=73):
+    """The routing table: hints, never rules.
+
+    ``primaries`` has two bytes a slot (big-endian index into ``nodes``, 65,535 = not known);
+    ``positions`` has 20 bytes a slot: a committed position told by its serving primary, or zeros.
+    """
+
+    id: int
+    cluster_id: str
+    cluster_name: str
+    epoch: int
+    slot_count: int
+    nodes: list[RouteNode]
+    primaries: bytes
+    positions: bytes
+
+
+class Leads(msgspec.Struct, frozen=True, array_like=True, tag=80):
+    """What the sending node leads: exchanged on connect and on change.
+
+    ``slots`` has two bytes each, ``positions`` 20 bytes each (ballot and committed sequence).
+    ``complete`` = all that it leads, otherwise only what is new; ``lost`` lists slots it leads no more.
+    """
+
+    complete: bool
+    slots: bytes
+    positions: bytes
+    lost: bytes
+
+
+class SlotMessages(msgspec.Struct, frozen=True, array_like=True, tag=81):
+    """One tick's messages between the slots of two nodes."""
+
+    messages: list[SlotMessage]
+
+
+class Gossip(msgspec.Struct, frozen=True, array_like=True, tag=82):
+    """One message of the failure detector."""
+
+    message: GossipMessage
+
+
+class Founding(msgspec.Struct, frozen=True, array_like=True, tag=83):
+    """The founding document (rule 16), offered by the founder or asked for with an empty one."""
+
+    topology: bytes
+
+
+Frame = (
+    Hello
+    | Welcome
+    | Refused
+    | Request
+    | Response
+    | RouteQuery
+    | Routes
+    | Leads
+    | SlotMessages
+    | Gossip
+    | Founding
+)
