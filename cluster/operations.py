@@ -156,4 +156,14 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     retry_after_ms: int = 0
 
 
-Result = Done | Deleted | Number | Found | Absent | Page | Conflict | Failed
+class Stale(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """A first attempt whose ``seen`` is too old to tell it from a repeat (rule 5): not executed.
+
+    The caller, if it has sent nothing else under this id, starts anew with a new id and
+    ``position`` as ``seen``.
+    """
+
+    position: bytes
+
+
+Result = Done | Deleted | Number | Found | Absent | Page | Conflict | Failed | Stale

@@ -59,7 +59,8 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=62):
 class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
     """Operations for the node, answered together in one `Response` with the results in order.
 
-    Operation ``i`` has the id ``(client, number + i)`` (rule 5). ``seen[i]`` is the newest committed
+    Operation ``i`` has the id ``(client, number + i)``, or ``number + offsets[i]`` where offsets are
+    given because only some of a batch are sent (again) (rule 5). ``seen[i]`` is the newest committed
     position (20 bytes, `cluster.records.pack_version`) that the client knew of operation ``i``'s slot
     before its first attempt, empty if none; an empty list stands for "none at all". ``timeout_ms``
     is the time left to the caller; ``hops`` counts forwards.
@@ -73,6 +74,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
     hops: int
     ops: list[Operation]
     seen: list[bytes]
+    offsets: list[int] = []
 
 
 class Response(msgspec.Struct, frozen=True, array_like=True, tag=71):
@@ -146,9 +148,14 @@ class Gossip(msgspec.Struct, frozen=True, array_like=True, tag=82):
 
 
 class Founding(msgspec.Struct, frozen=True, array_like=True, tag=83):
-    """The founding document (rule 16), offered by the founder or asked for with an empty one."""
+    """The founding document (rule 16), offered by the founder, asked for with an empty one.
+
+    ``node`` is the sender as the topology would list it (`cluster.topology.Node`, encoded). The
+    answer is the same message from the other side.
+    """
 
     topology: bytes
+    node: bytes
 
 
 Frame = (

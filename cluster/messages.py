@@ -1,0 +1,216 @@
+"""What the replicas of a slot say to each other: one frozen record per meaning.
+
+The union `SlotMessage` is closed and every dispatch over it is checked for exhaustiveness, so a new
+message does not type-check until it is handled. All of a node's slots speak to a peer in one frame
+per tick (`kvstore.wire.protocol.SlotMessages`). Rule numbers are those of PROTOCOL.md.
+
+Any message may be lost, late or doubled; each handler must be right then too.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cluster.ballot import Ballot, Position
+from cluster.key_log import Run
+from cluster.slot_config import SlotConfig
+
+Change = tuple[bytes, bytes | None]
+"""A key and its record; None where it is absent (rule 8: a delete removes the record)."""
+
+
+class Accept(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """The primary's next operation (R1): ``entry`` is the encoded key-log entry."""
+
+    slot: int
+    ballot: Ballot
+    sequence: int
+    entry: bytes
+    changes: list[Change]
+    config: SlotConfig | None = None
+
+
+class Ack(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """All up to ``sequence`` is durable here in this ballot (R2); sent after the fsync."""
+
+    slot: int
+    ballot: Ballot
+    sequence: int
+
+
+class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """The sender has promised a higher ballot (R2, R9)."""
+
+    slot: int
+    promised: Ballot
+
+
+class Gap(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """The sender cannot follow in this ballot; what it holds, so that it can be brought on (R11).
+
+    ``position`` is None where the sender holds no state; ``left_at`` is then its stub (R15).
+    """
+
+    slot: int
+    ballot: Ballot
+    position: Position | None
+    runs: tuple[Run, ...]
+    left_at: Position
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
+    """Would you promise this ballot? Has no effect (R9): who cannot win disturbs nobody."""
+
+    slot: int
+    ballot: Ballot
+
+
+class Willing(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """Yes to an `Ask`."""
+
+    slot: int
+    ballot: Ballot
+
+
+class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """A candidate's ballot (R9), sent when its own promise is durable."""
+
+    slot: int
+    ballot: Ballot
+
+
+class Promise(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Nothing below this ballot any more; where the sender stands (R9). Sent after the fsync."""
+
+    slot: int
+    ballot: Ballot
+    position: Position
+    config: SlotConfig
+    runs: tuple[Run, ...]
+
+
+class Pull(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """A candidate asks best for its state (R9, R11), saying what it holds itself.
+
+    ``keys`` are those that the candidate touched above the newest entry that both logs share.
+    """
+
+    slot: int
+    ballot: Ballot
+    position: Position
+    common: int | None
+    keys: list[bytes]
+
+
+class TailQuery(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """Which keys did you touch above ``common``? Asked of a replica that has strayed (R11)."""
+
+    slot: int
+    ballot: Ballot
+    common: int
+
+
+class Tail(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """The answer to a `TailQuery`, valid at ``position`` only."""
+
+    slot: int
+    ballot: Ballot
+    position: Position
+    common: int
+    keys: list[bytes]
+
+
+class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What takes a replica from a common point to the source's state (R11), all of one moment.
+
+    With ``common`` None it is a whole copy. ``entries`` are ``(sequence, encoded entry)``.
+    """
+
+    common: int | None
+    position: Position
+    config: SlotConfig
+    runs: tuple[Run, ...]
+    entries: list[tuple[int, bytes]]
+    changes: list[Change]
+
+
+class Pulled(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
+    """Best's content for a candidate that stands at ``base`` (R9); void at any other position."""
+
+    slot: int
+    ballot: Ballot
+    base: Position
+    content: Content
+
+
+class Install(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
+    """The primary's content for a member or learner that stands at ``base`` (R11)."""
+
+    slot: int
+    ballot: Ballot
+    base: Position | None
+    content: Content
+
+
+class Establish(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
+    """Be at ``base`` in this ballot (R9); ``newest`` is the sender's last sequence."""
+
+    slot: int
+    ballot: Ballot
+    base: Position
+    newest: int
+
+
+class Confirm(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
+    """Have you promised anything higher in these slots (R6)? One message for all reads of a tick.
+
+    ``slots`` has two bytes each, ``rounds`` four; the ballots' node is the sender.
+    """
+
+    number: int
+    slots: bytes
+    rounds: bytes
+
+
+class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    """No, except for ``denied`` (two bytes a slot): promised higher there, or no state."""
+
+    number: int
+    denied: bytes
+
+
+class HandOver(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
+    """The primary of this ballot has let its writes commit and holds new ones: take over now (R10)."""
+
+    slot: int
+    ballot: Ballot
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
+    """You are in neither members nor learners of this committed config (R15)."""
+
+    slot: int
+    position: Position
+    config: SlotConfig
+
+
+SlotMessage = (
+    Accept
+    | Ack
+    | Refuse
+    | Gap
+    | Ask
+    | Willing
+    | Prepare
+    | Promise
+    | Pull
+    | TailQuery
+    | Tail
+    | Pulled
+    | Install
+    | Establish
+    | Confirm
+    | Confirmed
+    | HandOver
+    | Drop
+)

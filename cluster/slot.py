@@ -1,0 +1,252 @@
+"""A slot: one small replicated state machine, and what this node knows of it.
+
+The durable half (`SlotRow` and the key log, from which ``sequence`` follows) is every replica's. The
+volatile half is the *role*: nothing for a plain replica, a `Candidate` that is taking over (rule 9),
+or a `Primary` that is being established or serves (rules 1 to 6). A node that restarts has no role
+(rule 12). The rules themselves are functions over a slot, one file per rule group:
+
+=================  =====================================
+`cluster.replica`   accept, promise, establish (2, 9)
+`cluster.takeover`  the candidate (9, 10)
+`cluster.primary`   writes (1, 3, 4, 5, 7, 8)
+`cluster.reads`     confirmation of reads (6)
+`cluster.transfer`  one replica to another's state (11)
+=================  =====================================
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cluster.ballot import NO_BALLOT, NO_POSITION, Ballot, NodeId, Position
+from cluster.key_log import OperationId, Run, log_begin
+from cluster.records import pack_ballot
+from cluster.slot_config import NO_CONFIG, SlotConfig
+
+if TYPE_CHECKING:
+    from cluster.messages import Promise
+    from cluster.operations import Operation, Result
+    from cluster.outputs import Outputs, Ticket
+    from cluster.store import Store
+
+SLOT_ROW_FORMAT = 1
+
+
+class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A slot's durable state beside its records and key log; rewritten when one of these changes."""
+
+    format: int
+    generation: int
+    holds_state: bool
+    promised: Ballot
+    established: Ballot
+    config: SlotConfig
+    runs: tuple[Run, ...]
+    left_at: Position
+
+
+class Context:
+    """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
+
+    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "round_seen", "store")
+
+    def __init__(self, me: NodeId, store: Store, out: Outputs) -> None:
+        self.me = me
+        self.store = store
+        self.out = out
+        self.now_ms = 0
+        self.round_seen = 0
+        """Highest round seen in any slot; a ballot is picked above it."""
+        self.reachable: set[NodeId] = set()
+        """Whom this node can talk to now, itself included: a matter of routing, never of safety."""
+        self.leader_of: dict[int, NodeId] = {}
+        """Which other node serves a slot, as far as known: hints (rule 10)."""
+
+
+class Waiting:
+    """An operation at its primary that is not answered yet."""
+
+    __slots__ = ("confirmed", "needs", "queued", "result", "ticket")
+
+    def __init__(self, needs: int, ticket: Ticket, result: Result, *, confirmed: bool) -> None:
+        self.needs = needs
+        """The sequence that must be committed first (R3, R6)."""
+        self.ticket = ticket
+        self.result = result
+        self.confirmed = confirmed
+        """False for a read whose confirmation is still out (R6)."""
+        self.queued = False
+        """Whether it stands in `Primary.waiting`."""
+
+
+@dataclass(slots=True)
+class Call:
+    """An operation on its way into a slot, with what rule 5 needs to know of it."""
+
+    operation: Operation
+    client: int
+    number: int
+    seen: bytes
+    retry: bool
+    ticket: Ticket
+
+
+class Candidate:
+    """This node wants to be primary (rule 9)."""
+
+    __slots__ = (
+        "asked",
+        "asking",
+        "ballot",
+        "copying",
+        "forced",
+        "promises",
+        "since_ms",
+        "willing",
+    )
+
+    def __init__(self, ballot: Ballot, now_ms: int, *, asking: bool) -> None:
+        self.ballot = ballot
+        self.asking = asking
+        self.since_ms = now_ms
+        self.willing: set[NodeId] = set()
+        self.asked: set[NodeId] = set()
+        self.promises: dict[NodeId, Promise] = {}
+        self.copying: NodeId | None = None
+        """Best, once the quorum has promised and while its state is awaited."""
+
+
+class Primary:
+    """This node leads the slot in ``ballot``: establishing first, then serving."""
+
+    __slots__ = (
+        "ballot",
+        "ballot_bytes",
+        "base",
+        "bringing",
+        "committed",
+        "durable",
+        "handing_to",
+        "held",
+        "peers",
+        "retried",
+        "serving",
+        "since_ms",
+        "waiting",
+    )
+
+    def __init__(self, ballot: Ballot, base: Position, config: SlotConfig, now_ms: int) -> None:
+        self.ballot = ballot
+        self.ballot_bytes = pack_ballot(ballot)
+        self.base = base
+        self.serving = False
+        self.since_ms = now_ms
+        self.committed = base.sequence
+        self.durable: dict[NodeId, int] = {}
+        """Node -> last sequence that it acknowledged in this ballot."""
+        self.peers = tuple(node for node in config.everyone if node != ballot.node)
+        self.waiting: deque[Waiting] = deque()
+        """In order of what they need committed."""
+        self.retried: set[OperationId] = set()
+        self.held: list[Call] = []
+        """Requests that wait for the end of establishing or of a handover (R10)."""
+        self.handing_to: NodeId | None = None
+        self.bringing: dict[NodeId, tuple[Position | None, int]] = {}
+        """Node -> (position it was last sent content for, when)."""
+
+
+class Slot:
+    """One slot on this node. All handlers keep `check` true."""
+
+    __slots__ = (
+        "config",
+        "established",
+        "generation",
+        "holds_state",
+        "left_at",
+        "number",
+        "prefix",
+        "promised",
+        "role",
+        "runs",
+        "sequence",
+    )
+
+    def __init__(self, number: int, prefix: bytes) -> None:
+        self.number = number
+        self.prefix = prefix
+        self.generation = 0
+        self.holds_state = False
+        self.promised = NO_BALLOT
+        self.established = NO_BALLOT
+        self.sequence = 0
+        self.config = NO_CONFIG
+        self.runs: tuple[Run, ...] = ()
+        self.left_at = NO_POSITION
+        self.role: Candidate | Primary | None = None
+
+    @property
+    def position(self) -> Position:
+        """``(established, sequence)``."""
+        return Position(self.established, self.sequence)
+
+    @property
+    def log_begin(self) -> int:
+        """The oldest sequence in the key log."""
+        return log_begin(self.sequence)
+
+    def row(self) -> SlotRow:
+        """The durable state as stored."""
+        return SlotRow(
+            SLOT_ROW_FORMAT,
+            self.generation,
+            self.holds_state,
+            self.promised,
+            self.established,
+            self.config,
+            self.runs,
+            self.left_at,
+        )
+
+    def restore(self, row: SlotRow, prefix: bytes, sequence: int) -> None:
+        """Take the durable state of last time; no role comes back with it (R12).
+
+        Args:
+            row: The slot's row.
+            prefix: Of the row's generation.
+            sequence: Of the newest key-log entry, 0 if there is none.
+        """
+        assert row.format == SLOT_ROW_FORMAT, "formats are checked when the store is opened"
+        self.generation, self.holds_state = row.generation, row.holds_state
+        self.promised, self.established = row.promised, row.established
+        self.config, self.runs, self.left_at = row.config, row.runs, row.left_at
+        self.prefix, self.sequence, self.role = prefix, sequence, None
+
+    def save(self, ctx: Context) -> None:
+        """Put the slot's row into the tick's batch."""
+        ctx.store.set_slot(self.number, encode_row(self.row()))
+
+    def check(self) -> None:
+        """Assert what must hold between any two handlers."""
+        assert self.established <= self.promised
+        assert self.sequence >= 0
+        assert self.holds_state or (self.role is None and not self.config.sets)
+        role = self.role
+        if isinstance(role, Primary):
+            assert self.established == self.promised == role.ballot
+            assert role.base.sequence <= role.committed <= self.sequence
+            needs = [waiting.needs for waiting in role.waiting]
+            assert needs == sorted(needs)
+            assert not needs or needs[-1] <= self.sequence
+        elif isinstance(role, Candidate) and not role.asking:
+            assert self.promised == role.ballot
+
+
+_encoder = msgspec.msgpack.Encoder()
+_row_decoder = msgspec.msgpack.Decoder(SlotRow)
+encode_row = _encoder.encode
+decode_row = _row_decoder.decode

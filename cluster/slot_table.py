@@ -1,0 +1,318 @@
+"""All slots of a node: one door in, one set of outputs a tick.
+
+The node feeds messages, requests, reachability and time; at the end of a tick it takes the
+`Outputs` and carries them out in their order. Slots are independent of each other; what they share is
+the tick: one store batch, one frame per peer, one confirmation round (`cluster.reads`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from cluster.leadership import Chance, Leadership
+from cluster.limits import SCAN_PAGE_BYTES_MAX
+from cluster.messages import (
+    Accept,
+    Ack,
+    Ask,
+    Confirm,
+    Confirmed,
+    Drop,
+    Establish,
+    Gap,
+    HandOver,
+    Install,
+    Prepare,
+    Promise,
+    Pull,
+    Pulled,
+    Refuse,
+    SlotMessage,
+    Tail,
+    TailQuery,
+    Willing,
+)
+from cluster.operations import Get, Page, Scan
+from cluster.outputs import Outputs
+from cluster.primary import must_renew, on_ack, write
+from cluster.reads import Reads, read_key
+from cluster.records import expires_at_ms
+from cluster.replica import on_accept, on_establish, on_prepare
+from cluster.slot import Call, Context, Primary, Slot, SlotRow
+from cluster.slot_config import SlotConfig
+from cluster.takeover import on_ask, on_promise, on_pull, on_pulled, on_refuse, on_willing
+from cluster.transfer import on_gap, on_install, on_tail, on_tail_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from cluster.ballot import NodeId, Position
+    from cluster.store import Store
+
+HELD_CALLS_MAX = 1_024
+"""Requests held per slot while it changes its primary; more are answered as overload by the node."""
+
+
+class SlotTable:
+    """Every slot that this node holds, and the rules run over them.
+
+    Args:
+        me: This node's member id.
+        slot_count: Slots of the cluster.
+        store: See `cluster.store.Store`.
+        rng: For jitter; the only chance in here.
+    """
+
+    def __init__(self, me: NodeId, slot_count: int, store: Store, rng: Chance) -> None:
+        self.slot_count = slot_count
+        self.slots: list[Slot | None] = [None] * slot_count
+        self._ctx = Context(me, store, Outputs())
+        self._ctx.reachable.add(me)
+        self._reads = Reads(self.slots.__getitem__)
+        self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
+
+    # -- beginning ---------------------------------------------------------------------------
+
+    def found(self, owners: Sequence[tuple[NodeId, ...]]) -> None:
+        """Give each slot that this node owns its first config, once (R16).
+
+        Args:
+            owners: For every slot, its members in ring order.
+        """
+        assert len(owners) == self.slot_count
+        ctx = self._ctx
+        configs = {members: SlotConfig((members,)) for members in set(owners)}
+        for number, members in enumerate(owners):
+            if ctx.me in members:
+                assert self.slots[number] is None, "a slot is founded once"
+                slot = self.slots[number] = Slot(number, ctx.store.prefix(number, 0))
+                slot.holds_state = True
+                slot.config = configs[members]
+                slot.save(ctx)
+        self.leadership.orphan(range(self.slot_count))
+
+    def restore(self, rows: Iterable[tuple[int, SlotRow, int]]) -> None:
+        """Come back with what is durable (R12): (slot, row, newest sequence of its key log)."""
+        store = self._ctx.store
+        configs: dict[SlotConfig, SlotConfig] = {}
+        for number, row, sequence in rows:
+            prefix = store.prefix(number, row.generation)
+            slot = self.slots[number] = Slot(number, prefix)
+            slot.restore(row, prefix, sequence)
+            slot.config = configs.setdefault(slot.config, slot.config)
+            self._ctx.round_seen = max(self._ctx.round_seen, slot.promised.round)
+        self.leadership.orphan(range(self.slot_count))
+
+    # -- the tick ----------------------------------------------------------------------------
+
+    def set_time(self, now_ms: int) -> None:
+        """The time of everything until the next call; never goes back within one process."""
+        self._ctx.now_ms = max(now_ms, self._ctx.now_ms)
+
+    def receive(self, sender: NodeId, messages: Iterable[SlotMessage]) -> None:
+        """Messages of a peer, or of this node to itself after an fsync."""
+        slots = self.slots
+        for message in messages:
+            match message:
+                case Confirm():
+                    self._reads.on_confirm(sender, message, self._ctx)
+                case Confirmed():
+                    self._reads.on_confirmed(sender, message, self._ctx)
+                case _:
+                    slot = slots[message.slot]
+                    if slot is None:
+                        slot = self._stateless(message)
+                        if slot is None:
+                            continue
+                    self._dispatch(slot, sender, message)
+
+    def _dispatch(  # noqa: C901 - one line per message
+        self, slot: Slot, sender: NodeId, message: SlotMessage
+    ) -> None:
+        ctx = self._ctx
+        match message:
+            case Accept():
+                on_accept(slot, sender, message, ctx)
+            case Ack():
+                on_ack(slot, sender, message, ctx)
+                if slot.number in self.leadership.handing and isinstance(slot.role, Primary):
+                    self.leadership.proceed(slot, slot.role)
+            case Refuse():
+                on_refuse(slot, sender, message, ctx)
+            case Gap():
+                on_gap(slot, sender, message, ctx)
+            case Ask():
+                on_ask(slot, sender, message, ctx)
+            case Willing():
+                on_willing(slot, sender, message, ctx)
+            case Prepare():
+                on_prepare(slot, sender, message, ctx)
+            case Promise():
+                on_promise(slot, sender, message, ctx)
+            case Pull():
+                on_pull(slot, sender, message, ctx)
+            case Pulled():
+                on_pulled(slot, sender, message, ctx)
+            case TailQuery():
+                on_tail_query(slot, sender, message, ctx)
+            case Tail():
+                on_tail(slot, sender, message, ctx)
+            case Install():
+                on_install(slot, sender, message, ctx)
+            case Establish():
+                on_establish(slot, sender, message, ctx)
+            case HandOver():
+                self.leadership.on_hand_over(slot, message)
+            case Drop() | Confirm() | Confirmed():
+                pass  # members do not change yet (R15); confirmations are dispatched before
+            case _:
+                assert_never(message)
+
+    def _stateless(self, message: SlotMessage) -> Slot | None:
+        """A slot object for a node that holds nothing of it yet and is being brought it (R13)."""
+        if not isinstance(message, Install | Establish):
+            return None
+        slot = Slot(message.slot, self._ctx.store.prefix(message.slot, 0))
+        self.slots[slot.number] = slot
+        return slot
+
+    def submit(self, number: int, call: Call) -> bool:
+        """A request for a slot. False: this node does not lead it, the caller must look elsewhere."""
+        slot = self.slots[number]
+        if slot is None or not isinstance(slot.role, Primary):
+            return False
+        primary = slot.role
+        if not primary.serving or primary.handing_to is not None:
+            if len(primary.held) >= HELD_CALLS_MAX:
+                return False
+            primary.held.append(call)
+            return True
+        self._enter(slot, call)
+        return True
+
+    def _enter(self, slot: Slot, call: Call) -> None:
+        """Into a serving primary."""
+        primary, ctx = slot.role, self._ctx
+        assert isinstance(primary, Primary)
+        op = call.operation
+        if isinstance(op, Get):
+            self._reads.join(slot, primary, call.ticket, read_key(slot, op, ctx))
+        elif isinstance(op, Scan):
+            self._reads.join(slot, primary, call.ticket, self._page(slot, op))
+        else:
+            unconfirmed = write(slot, primary, call, ctx)
+            if unconfirmed is not None:
+                self._reads.add(slot, primary, unconfirmed)
+            if must_renew(primary):
+                self.leadership.renew(slot)
+
+    def _page(self, slot: Slot, op: Scan) -> Page:
+        """One page of one moment; what is expired is left out."""
+        begin = max(op.prefix, op.after + b"\0" if op.after else b"")
+        rows = self._ctx.store.scan(slot.prefix, begin, op.limit + 1)
+        page = Page([], [], more=False)
+        size, now_ms = 0, self._ctx.now_ms
+        for key, record in rows:
+            if not key.startswith(op.prefix):
+                return page
+            size += len(key) + len(record)
+            if len(page.keys) == op.limit or (page.keys and size > SCAN_PAGE_BYTES_MAX):
+                return Page(page.keys, page.records, more=True)
+            expires = expires_at_ms(record)
+            if not expires or expires > now_ms:
+                page.keys.append(key)
+                if op.values:
+                    page.records.append(record)
+        return page
+
+    def read_replica(self, number: int, get: Get) -> bytes | None:
+        """Whatever this node holds of the key now: an eventual read."""
+        slot = self.slots[number]
+        if slot is None or not slot.holds_state:
+            return None
+        return self._ctx.store.read(slot.prefix + get.key)
+
+    def tick(self) -> None:
+        """Timers: call it about ten times a second, and after peers came or went."""
+        self.leadership.tick()
+        self._reads.expire(self._ctx)
+
+    def take(self) -> Outputs:
+        """End the tick: everything that is to be done, in the order that `Outputs` states."""
+        ctx = self._ctx
+        for number in ctx.out.leads_changed:
+            self._lead_changed(number)
+        self._reads.send_round(ctx)
+        out, ctx.out = ctx.out, Outputs()
+        return out
+
+    def _lead_changed(self, number: int) -> None:
+        slot = self.slots[number]
+        assert slot is not None
+        primary = slot.role
+        if not isinstance(primary, Primary):
+            self.leadership.orphan((number,))
+            return
+        self._ctx.leader_of.pop(number, None)
+        self.leadership.led(number)
+        self.leadership.consider_return(slot)
+        held, primary.held = primary.held, []
+        for call in held:
+            self._enter(slot, call)
+
+    # -- the neighbourhood -------------------------------------------------------------------
+
+    def peer_hoped(self, node: NodeId) -> None:
+        """A peer that nothing is known of yet counts as reachable, so that nobody steals from it."""
+        self._ctx.reachable.add(node)
+
+    def peer_up(self, node: NodeId) -> None:
+        """There is a connection to this peer."""
+        self._ctx.reachable.add(node)
+        self.leadership.peer_up(node)
+
+    def peer_down(self, node: NodeId) -> None:
+        """Refused, reset, or silent for longer than the suspicion timeout (R10)."""
+        ctx = self._ctx
+        ctx.reachable.discard(node)
+        lost = [number for number, leader in ctx.leader_of.items() if leader == node]
+        for number in lost:
+            del ctx.leader_of[number]
+        orphans = self.leadership.orphans
+        waiting = list(orphans)
+        orphans.clear()  # ranks have changed
+        self.leadership.orphan([*lost, *waiting])
+
+    def peer_leads(self, node: NodeId, slots: Iterable[int]) -> None:
+        """A peer says that it serves these slots."""
+        leader_of = self._ctx.leader_of
+        for number in slots:
+            leader_of[number] = node
+            self.leadership.led(number)
+
+    def peer_leads_no_more(self, node: NodeId, slots: Iterable[int]) -> None:
+        """A peer says that it stopped serving these slots."""
+        leader_of = self._ctx.leader_of
+        lost = [number for number in slots if leader_of.get(number) == node]
+        for number in lost:
+            del leader_of[number]
+        self.leadership.orphan(lost)
+
+    def leader_of(self, number: int) -> NodeId | None:
+        """Who serves the slot, as far as this node knows."""
+        slot = self.slots[number]
+        if slot is not None and isinstance(slot.role, Primary) and slot.role.serving:
+            return self._ctx.me
+        return self._ctx.leader_of.get(number)
+
+    def led(self) -> Iterator[tuple[int, Position]]:
+        """Slots that this node serves, each with its newest committed position."""
+        for slot in self.slots:
+            if slot is not None and isinstance(slot.role, Primary) and slot.role.serving:
+                yield slot.number, slot.position._replace(sequence=slot.role.committed)
+
+    def check(self) -> None:
+        """Assert the invariants of every slot; for tests and the simulator."""
+        for slot in self.slots:
+            if slot is not None:
+                slot.check()
