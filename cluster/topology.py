@@ -1,0 +1,294 @@
+"""The topology document: who is in the cluster, and with what share.
+
+It is the record of the system slot (rule 17), changed by compare-and-set, each change one epoch, and
+spread by gossip. It lists members only: which node should own which slot is a pure function of it
+(`cluster.placement`), so that it stays small. Topology proposes, slots dispose: an old or even a
+wrong document never endangers data.
+
+A document is validated wherever it enters (`decode_topology`) or is changed (`with_node` and its
+like), and assumed to be right afterwards. Nodes are kept in the order of their ids, so that equal
+topologies are equal bytes. What it does not know: who is alive (gossip) and where slots are now
+(their own configs).
+
+A node's ``state`` says what is planned for it:
+
+===========  ==========================================================
+``active``   owns its share of the slots
+``leaving``  owns nothing any more; what it still holds is moved away
+===========  ==========================================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cluster.ballot import NodeId
+from cluster.limits import (
+    ADDRESS_BYTES_MAX,
+    NAME_BYTES_MAX,
+    NODE_ID_BITS,
+    NODE_WEIGHT_DEFAULT,
+    NODE_WEIGHT_MAX,
+    NODES_MAX,
+    REPLICAS_DEFAULT,
+    REPLICAS_MAX,
+    SLOT_COUNT_DEFAULT,
+    SLOT_COUNT_MAX,
+    TOPOLOGY_BYTES_MAX,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ACTIVE = "active"
+LEAVING = "leaving"
+STATES = (ACTIVE, LEAVING)
+
+
+class TopologyError(ValueError):
+    """This topology, or this change of one, is not allowed; the message names node and value."""
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One member. ``weight`` is its share of the load relative to the others'."""
+
+    id: NodeId
+    name: str
+    address: str
+    http_address: str
+    zone: str = ""
+    weight: float = NODE_WEIGHT_DEFAULT
+    state: str = ACTIVE
+
+
+class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The document. ``nodes`` are in the order of their ids, none of which appears twice."""
+
+    cluster_id: str
+    cluster_name: str
+    epoch: int
+    slot_count: int
+    replicas: int
+    nodes: tuple[Node, ...]
+
+    def node(self, node_id: NodeId) -> Node | None:
+        """The node with this id, if it is in; O(nodes)."""
+        return next((node for node in self.nodes if node.id == node_id), None)
+
+    def named(self, name: str) -> Node | None:
+        """The node with this name, if it is in; O(nodes)."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+
+_DECODER = msgspec.msgpack.Decoder(Topology)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def found_topology(
+    cluster_id: str,
+    cluster_name: str,
+    nodes: Iterable[Node],
+    *,
+    slot_count: int = SLOT_COUNT_DEFAULT,
+    replicas: int = REPLICAS_DEFAULT,
+) -> Topology:
+    """The founding document (rule 16), epoch 1.
+
+    Raises:
+        TopologyError: what is wrong with it.
+    """
+    return _checked(cluster_id, cluster_name, 1, slot_count, replicas, nodes)
+
+
+def encode_topology(topology: Topology) -> bytes:
+    """Its MessagePack: equal topologies, equal bytes."""
+    return _ENCODER.encode(topology)
+
+
+def decode_topology(data: bytes) -> Topology:
+    """The inverse of `encode_topology`, for bytes from anywhere.
+
+    Raises:
+        TopologyError: no topology, or not an allowed one.
+    """
+    if len(data) > TOPOLOGY_BYTES_MAX:
+        raise TopologyError(f"a topology of {len(data)} bytes is over the {TOPOLOGY_BYTES_MAX}")
+    try:
+        topology = _DECODER.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise TopologyError(f"these {len(data)} bytes are no topology: {error}") from error
+    check_topology(topology)
+    return topology
+
+
+def with_node(topology: Topology, node: Node) -> Topology:
+    """The next epoch, with one node more.
+
+    Raises:
+        TopologyError: its id, name or an address is taken, or a value is out of range.
+    """
+    return _next(topology, (*topology.nodes, node))
+
+
+def without_node(topology: Topology, node_id: NodeId) -> Topology:
+    """The next epoch, with one node less.
+
+    Raises:
+        TopologyError: it is not in, or it is the last one that is active.
+    """
+    _member(topology, node_id)
+    return _next(topology, (node for node in topology.nodes if node.id != node_id))
+
+
+def with_state(topology: Topology, node_id: NodeId, state: str) -> Topology:
+    """The next epoch, with one node's state changed.
+
+    Raises:
+        TopologyError: it is not in, there is no such state, or nobody would be active.
+    """
+    return _replaced(topology, node_id, state=state)
+
+
+def with_weight(topology: Topology, node_id: NodeId, weight: float) -> Topology:
+    """The next epoch, with one node's weight changed.
+
+    Raises:
+        TopologyError: it is not in, or the weight is out of range.
+    """
+    return _replaced(topology, node_id, weight=weight)
+
+
+def with_zone(topology: Topology, node_id: NodeId, zone: str) -> Topology:
+    """The next epoch, with one node in another zone.
+
+    Raises:
+        TopologyError: it is not in, or this can be no zone.
+    """
+    return _replaced(topology, node_id, zone=zone)
+
+
+def with_addresses(
+    topology: Topology, node_id: NodeId, address: str, http_address: str
+) -> Topology:
+    """The next epoch, with one node at other addresses.
+
+    Raises:
+        TopologyError: it is not in, or an address is taken or can be none.
+    """
+    return _replaced(topology, node_id, address=address, http_address=http_address)
+
+
+def with_replicas(topology: Topology, replicas: int) -> Topology:
+    """The next epoch, with another number of replicas for every slot.
+
+    Raises:
+        TopologyError: out of range.
+    """
+    return _next(topology, topology.nodes, replicas=replicas)
+
+
+def check_topology(topology: Topology) -> None:
+    """Validate a whole document; O(nodes).
+
+    Raises:
+        TopologyError: the first thing that is wrong.
+    """
+    _check_head(topology)
+    seen: dict[tuple[str, object], str] = {}
+    for node in topology.nodes:
+        _check_node(node)
+        for field, value, use in (
+            ("id", node.id, "id"),
+            ("name", node.name, "name"),
+            ("address", node.address, "address"),
+            ("address", node.http_address, "HTTP address"),
+        ):
+            if (field, value) in seen:
+                taken = seen[field, value]
+                raise TopologyError(f"node {node.name!r}: its {use} {value!r} is taken by {taken}")
+            seen[field, value] = f"node {node.name!r} as its {use}"
+    ids = [node.id for node in topology.nodes]
+    if ids != sorted(ids):
+        raise TopologyError("nodes are not in the order of their ids")
+    if not any(node.state == ACTIVE for node in topology.nodes):
+        raise TopologyError("no node is active: somebody must own the slots")
+
+
+def _check_head(topology: Topology) -> None:
+    _check_text("the cluster's id", topology.cluster_id, NAME_BYTES_MAX)
+    _check_text("the cluster's name", topology.cluster_name, NAME_BYTES_MAX)
+    if not 1 <= topology.epoch < 2**63:
+        raise TopologyError(f"epoch {topology.epoch} is not between 1 and 2**63 - 1")
+    count = topology.slot_count
+    if not 1 <= count <= SLOT_COUNT_MAX or count & (count - 1):
+        raise TopologyError(f"slot count {count} is not a power of two from 1 to {SLOT_COUNT_MAX}")
+    if not 1 <= topology.replicas <= REPLICAS_MAX:
+        raise TopologyError(f"{topology.replicas} replicas are not between 1 and {REPLICAS_MAX}")
+    if not 1 <= len(topology.nodes) <= NODES_MAX:
+        raise TopologyError(f"{len(topology.nodes)} nodes are not between 1 and {NODES_MAX}")
+
+
+def _check_node(node: Node) -> None:
+    who = f"node {node.name!r}"
+    if not 1 <= node.id < 2**NODE_ID_BITS:
+        raise TopologyError(f"{who}: id {node.id} is not between 1 and 2**{NODE_ID_BITS} - 1")
+    _check_text(f"{who}: its name", node.name, NAME_BYTES_MAX)
+    _check_text(f"{who}: its address", node.address, ADDRESS_BYTES_MAX)
+    _check_text(f"{who}: its HTTP address", node.http_address, ADDRESS_BYTES_MAX)
+    if node.zone:
+        _check_text(f"{who}: its zone", node.zone, NAME_BYTES_MAX)
+    if not 0 < node.weight <= NODE_WEIGHT_MAX:  # also refuses NaN
+        raise TopologyError(
+            f"{who}: weight {node.weight} is not above 0 and at most {NODE_WEIGHT_MAX:g}"
+        )
+    if node.state not in STATES:
+        raise TopologyError(f"{who}: state {node.state!r} is none of {', '.join(STATES)}")
+
+
+def _check_text(what: str, text: str, bytes_max: int) -> None:
+    if not text:
+        raise TopologyError(f"{what} is empty")
+    if not text.isprintable() or " " in text:  # also refuses lone surrogates
+        raise TopologyError(f"{what} {text!r} has characters that cannot be printed, or a space")
+    if len(text.encode()) > bytes_max:
+        raise TopologyError(f"{what} {text!r} is longer than {bytes_max} bytes")
+
+
+def _member(topology: Topology, node_id: NodeId) -> Node:
+    node = topology.node(node_id)
+    if node is None:
+        raise TopologyError(f"node {node_id} is not in cluster {topology.cluster_name!r}")
+    return node
+
+
+def _replaced(topology: Topology, node_id: NodeId, **changes: object) -> Topology:
+    changed = msgspec.structs.replace(_member(topology, node_id), **changes)
+    others = (node for node in topology.nodes if node.id != node_id)
+    return _next(topology, (*others, changed))
+
+
+def _next(topology: Topology, nodes: Iterable[Node], *, replicas: int | None = None) -> Topology:
+    return _checked(
+        topology.cluster_id,
+        topology.cluster_name,
+        topology.epoch + 1,
+        topology.slot_count,
+        topology.replicas if replicas is None else replicas,
+        nodes,
+    )
+
+
+def _checked(
+    cluster_id: str,
+    cluster_name: str,
+    epoch: int,
+    slot_count: int,
+    replicas: int,
+    nodes: Iterable[Node],
+) -> Topology:
+    ordered = tuple(sorted(nodes, key=lambda node: node.id))
+    topology = Topology(cluster_id, cluster_name, epoch, slot_count, replicas, ordered)
+    check_topology(topology)
+    return topology
