@@ -1,0 +1,142 @@
+"""Which node to ask: hints, never rules.
+
+The table comes from any node (`Routes`) and says for each slot who serves it and how far that primary
+had committed. Answers correct it: `Response.leads` names better primaries, versions of writes are
+newer positions. A wrong hint costs one forward, so nothing here needs to be exact; only ``seen``
+(rule 5) has a rule: it is a *committed* position, told by a serving primary, and never goes back.
+
+A node that failed is *avoided* for a while. Refused connections are cheap to test again; silence is
+not, so a silent node is left alone longer, and as long as gossip (a node's state in the table) says
+that it is not alive.
+"""
+
+from __future__ import annotations
+
+from struct import unpack
+from typing import TYPE_CHECKING, Final
+
+from cluster.limits import SLOT_COUNT_DEFAULT
+from cluster.records import VERSION_BYTES
+
+if TYPE_CHECKING:
+    from kvstore.wire.protocol import Routes
+
+NOBODY: Final = ""
+"""In place of an address: no primary is known."""
+
+_UNKNOWN_INDEX: Final = 0xFFFF
+_NO_POSITION: Final = bytes(VERSION_BYTES)
+
+REFRESH_SECONDS: Final = 15.0
+"""Age at which the table is fetched again, so that ``seen`` stays within reach of the key log."""
+
+AVOID_REFUSED_SECONDS: Final = (0.1, 1.0)
+"""First and longest time to avoid a node that refused a connection."""
+
+AVOID_SILENT_SECONDS: Final = (2.0, 10.0)
+"""The same for a node that was silent."""
+
+
+class RoutingTable:
+    """Slot to address, slot to committed position, and who is avoided."""
+
+    def __init__(self, seeds: list[str]) -> None:
+        self.seeds = seeds
+        self.addresses = list(seeds)
+        self.known = False
+        self.cluster_id = ""
+        self.slot_count = SLOT_COUNT_DEFAULT
+        self.primaries: list[str] = [NOBODY] * SLOT_COUNT_DEFAULT
+        self.positions: list[bytes] = [b""] * SLOT_COUNT_DEFAULT
+        self._address_of_node: dict[int, str] = {}
+        self._avoided: dict[str, tuple[float, int]] = {}
+        self._loaded_at = 0.0
+        self._stale = False
+        self._turn = 0
+
+    def load(self, routes: Routes, now: float) -> None:
+        """Take over a fetched table; positions that are newer here are kept."""
+        count = routes.slot_count
+        if len(routes.primaries) != 2 * count or len(routes.positions) != VERSION_BYTES * count:
+            return
+        told = [
+            routes.positions[at : at + VERSION_BYTES]
+            for at in range(0, VERSION_BYTES * count, VERSION_BYTES)
+        ]
+        told = [b"" if position == _NO_POSITION else position for position in told]
+        if self.cluster_id == routes.cluster_id and self.slot_count == count:
+            told = list(map(max, told, self.positions))
+        nodes = [node.address for node in routes.nodes]
+        names = dict(enumerate(nodes))
+        names[_UNKNOWN_INDEX] = NOBODY
+        indices = unpack(f">{count}H", routes.primaries)
+        self.primaries = [names.get(index, NOBODY) for index in indices]
+        self.positions = told
+        self.slot_count = count
+        self.cluster_id = routes.cluster_id
+        self._address_of_node = {node.id: node.address for node in routes.nodes}
+        self.addresses = nodes or list(self.seeds)
+        for node in routes.nodes:
+            if node.state != "alive" and node.address in self._avoided:
+                until, times = self._avoided[node.address]
+                self._avoided[node.address] = (max(until, now + AVOID_SILENT_SECONDS[0]), times)
+        self.known, self._stale, self._loaded_at = True, False, now
+
+    def wants_refresh(self, now: float) -> bool:
+        """Is it time to fetch the table again?"""
+        return self._stale or now - self._loaded_at > REFRESH_SECONDS
+
+    def outdate(self) -> None:
+        """Something in the table turned out wrong: fetch it with the next request."""
+        self._stale = True
+
+    def lead(self, leads: dict[int, int]) -> None:
+        """An answer named primaries (slot to member id)."""
+        for slot, node in leads.items():
+            address = self._address_of_node.get(node)
+            if address is None:
+                self._stale = True
+            elif 0 <= slot < self.slot_count:
+                self.primaries[slot] = address
+
+    def failed(self, address: str, now: float, *, silent: bool) -> None:
+        """A node could not be reached, or did not answer."""
+        shortest, longest = AVOID_SILENT_SECONDS if silent else AVOID_REFUSED_SECONDS
+        _, times = self._avoided.get(address, (0.0, 0))
+        until = now + min(longest, shortest * 2.0 ** min(times, 10))
+        self._avoided[address] = (until, times + 1)
+        self._stale = True
+
+    def answered(self, address: str) -> None:
+        """A node answered: nothing is held against it."""
+        if self._avoided:
+            self._avoided.pop(address, None)
+
+    def resolve(self, primary: str, now: float, *, not_again: str = NOBODY) -> str:
+        """The node to ask when `primary` serves the slot: itself, unless there is reason not to.
+
+        Args:
+            primary: The table's word, or `NOBODY`.
+            now: The flow's clock, for those who are avoided.
+            not_again: Who was asked last, in vain.
+        """
+        if primary and primary != not_again and not self._is_avoided(primary, now):
+            return primary
+        candidates = self.addresses
+        self._turn += 1
+        for offset in range(len(candidates)):
+            address = candidates[(self._turn + offset) % len(candidates)]
+            if address != not_again and not self._is_avoided(address, now):
+                return address
+        return candidates[self._turn % len(candidates)]
+
+    def by_promise(self, now: float) -> list[str]:
+        """All addresses to fetch a table from, those that lately failed last."""
+        every = list(dict.fromkeys([*self.addresses, *self.seeds]))
+        return sorted(every, key=lambda address: self._is_avoided(address, now))
+
+    def _is_avoided(self, address: str, now: float) -> bool:
+        if not self._avoided:
+            return False
+        entry = self._avoided.get(address)
+        return entry is not None and now < entry[0]

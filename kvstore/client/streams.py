@@ -1,0 +1,234 @@
+"""Delivery on an event loop: one pipelined connection a node.
+
+Requests of one loop tick leave in one write; answers find their request by frame id, in any order.
+A future stands for a frame, never for a key. A request that was cancelled or timed out is forgotten,
+and its late answer with it. Frames wait while a connection's buffer is full, and a semaphore bounds
+what is under way in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from kvstore.client.address import split_address
+from kvstore.client.exchange import Broken, NotSent, Reply, Send, TimedOut
+from kvstore.client.greeting import Greeting
+from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
+from kvstore.wire.protocol import Response, Routes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FRAMES_IN_FLIGHT_MAX: Final = 1_024
+"""What a node takes unanswered from one connection (`CONNECTION_REQUESTS_IN_FLIGHT_MAX`)."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: handshake first, then frames both ways."""
+
+    def __init__(self, greeting: Greeting) -> None:
+        self._greeting = greeting
+        self._decoder: FrameDecoder = greeting.decoder
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self.welcome: asyncio.Future[str | None] = self._loop.create_future()
+        self.lost = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("socket")
+        if peer is not None:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport.write(self._greeting.first_bytes())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if not self._greeting.welcomed:
+                refusal = self._greeting.feed(data)
+                if (refusal or self._greeting.welcomed) and not self.welcome.done():
+                    self.welcome.set_result(refusal)
+                return
+            for frame in self._decoder.feed(data):
+                if isinstance(frame, Response | Routes):
+                    future = self._waiting.pop(frame.id, None)
+                    if future is not None and not future.done():
+                        future.set_result(frame)
+        except FrameError as error:
+            self.close(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._give_up(self.lost or (str(exc) if exc else "closed by the node"))
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def writable(self) -> None:
+        """Wait until the buffer has room."""
+        await self._writable.wait()
+
+    def send(self, frame_id: int, data: bytes) -> asyncio.Future[Reply]:
+        """Queue a frame for this tick's write; the future is its reply."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        if self.lost or self._transport is None:
+            future.set_result(NotSent(self.lost or "not connected"))
+            return future
+        self._waiting[frame_id] = future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+        return future
+
+    def forget(self, frame_id: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._waiting.pop(frame_id, None)
+
+    def close(self, why: str) -> None:
+        """Close at once; what waits is told."""
+        self._give_up(why)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and not self.lost:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _give_up(self, why: str) -> None:
+        self.lost = self.lost or why
+        self._writable.set()
+        if not self.welcome.done():
+            self.welcome.set_result(f"{why} during the handshake")
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_result(Broken(self.lost))
+
+
+class StreamTransport:
+    """A `kvstore.client.exchange.AsyncTransport` over TCP, for one event loop.
+
+    Args:
+        connect_timeout: Seconds for one connection with its handshake.
+        in_flight_max: Exchanges under way at a time; others wait for their turn.
+    """
+
+    token_aware = True
+
+    def __init__(self, *, connect_timeout: float, in_flight_max: int = FRAMES_IN_FLIGHT_MAX) -> None:
+        self._connect_timeout = connect_timeout
+        self._turns = asyncio.Semaphore(in_flight_max)
+        self._connections: dict[str, _Connection] = {}
+        self._dialling: dict[str, asyncio.Task[_Connection | NotSent]] = {}
+        self._cluster_id = ""
+        self._closed = False
+
+    async def exchange(self, sends: list[Send], deadline: float) -> list[Reply]:
+        """See `kvstore.client.exchange.AsyncTransport`."""
+        async with self._turns:
+            if len(sends) == 1:
+                return [await self._deliver(sends[0], deadline)]
+            # All frames are queued before the first wait where connections exist.
+            deliveries = [asyncio.ensure_future(self._deliver(send, deadline)) for send in sends]
+            try:
+                return list(await asyncio.gather(*deliveries))
+            finally:
+                for delivery in deliveries:
+                    delivery.cancel()
+
+    async def close(self) -> None:
+        """See `kvstore.client.exchange.AsyncTransport`."""
+        self._closed = True
+        dialling = list(self._dialling.values())
+        for task in dialling:
+            task.cancel()
+        await asyncio.gather(*dialling, return_exceptions=True)
+        for connection in list(self._connections.values()):
+            connection.close("the client was closed")
+        self._connections.clear()
+        await asyncio.sleep(0)  # lets the loop close the sockets
+
+    async def _deliver(self, send: Send, deadline: float) -> Reply:
+        """One frame to its reply, or to what became of it."""
+        address, frame = send
+        connection = self._connections.get(address)
+        if connection is None or connection.lost:
+            dialled = await self._dial(address, deadline)
+            if isinstance(dialled, NotSent):
+                return dialled
+            connection = dialled
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                await connection.writable()
+        except TimeoutError:
+            return NotSent(f"{address} takes no more requests")
+        reply = connection.send(frame.id, encode_frame(frame))
+        timer = reply.get_loop().call_later(max(0.0, left), _expire, reply, address)
+        try:
+            result = await reply
+        finally:
+            timer.cancel()
+            connection.forget(frame.id)
+        if isinstance(result, Broken):
+            return Broken(f"{address}: {result.detail}")
+        return result
+
+    async def _dial(self, address: str, deadline: float) -> _Connection | NotSent:
+        """Connect once for all who ask; a waiter that gives up leaves the others theirs."""
+        task = self._dialling.get(address)
+        if task is None:
+            task = asyncio.create_task(self._connect(address))
+            self._dialling[address] = task
+            task.add_done_callback(lambda _: self._dialling.pop(address, None))
+        left = max(0.0, deadline - time.monotonic())
+        done, _ = await asyncio.wait((task,), timeout=left)
+        if not done:
+            return NotSent(f"{address}: connecting takes too long")
+        return NotSent(f"{address}: closed") if task.cancelled() else task.result()
+
+    async def _connect(self, address: str) -> _Connection | NotSent:
+        host, port = split_address(address)
+        greeting = Greeting(self._cluster_id)
+        make: Callable[[], _Connection] = lambda: _Connection(greeting)  # noqa: E731
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(make, host, port)
+                refusal = await connection.welcome
+        except TimeoutError:
+            self._drop(connection)
+            return NotSent(f"{address}: no connection within {self._connect_timeout:g} s")
+        except OSError as error:
+            return NotSent(f"{address}: {(error.strerror or str(error)).lower()}")
+        except asyncio.CancelledError:
+            self._drop(connection)
+            raise
+        if refusal is not None or self._closed:
+            self._drop(connection)
+            permanent = refusal is not None and refusal.startswith("refused")
+            return NotSent(f"{address}: {refusal or 'the client was closed'}", permanent)
+        self._cluster_id = greeting.cluster_id
+        self._connections[address] = connection
+        return connection
+
+    @staticmethod
+    def _drop(connection: _Connection | None) -> None:
+        if connection is not None:
+            connection.close("given up")
+
+
+def _expire(reply: asyncio.Future[Any], address: str) -> None:
+    if not reply.done():
+        reply.set_result(TimedOut(f"{address} did not answer in time"))
