@@ -1,7 +1,7 @@
 """Where the cluster is: ``kv://host:port,host:port/?timeout=5``, or ``KVSTORE_URL``.
 
-Parsed here and not by `urllib.parse.urlsplit`, whose ``port`` raises on a list of hosts. Any node will
-do as a seed; the rest is learned from it.
+Parsed here and not by `urllib.parse.urlsplit`, whose ``port`` raises on a list of hosts. Any node
+will do as a seed; the rest is learned from it.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@
 node travel as a *run*, one request with consecutive numbers, and stay one when they must be sent
 again, so that their ids stay theirs. Runs of all nodes are under way together.
 
-Rule 5, the client's side. A write has one id and one ``seen`` for all its attempts. What never left
-may be sent again as if for the first time; everything else is sent again as a retry. An attempt
-without an answer makes the write *ambiguous*: from then on a refusal settles nothing, only a result
-does, and without one the outcome is `Unsettled`. An answer that comes after its attempt was given up is
-dropped by the transport, so a conflict taken here is always that of the newest attempt.
+Rule 5, the client's side. A write has one id and one ``seen`` for all its attempts. What never
+left may be sent again as if for the first time; everything else is sent again as a retry. An
+attempt without an answer makes the write *ambiguous*: from then on a refusal settles nothing,
+only a result does, and without one the outcome is `Unsettled`. An answer that comes after its
+attempt was given up is dropped by the transport, so a conflict taken here is always that of the
+newest attempt.
 
 State is shared by all flows of a client. Every update is one assignment of something at least as
 good, so threads need a lock only where numbers are drawn.
@@ -21,11 +22,9 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cluster.limits import FRAME_BYTES_MAX, REQUEST_OPERATIONS_MAX
 from cluster.operations import Code, Deleted, Done, Failed, Get, Number, Operation, Result, Scan
 from kvstore.client.exchange import (
     Broken,
@@ -41,7 +40,8 @@ from kvstore.client.exchange import (
 from kvstore.client.operation_id import OperationId
 from kvstore.client.retry import RetryBudget, attempt_seconds, backoff_seconds
 from kvstore.client.routing import NOBODY, RoutingTable
-from kvstore.errors import AuthError, DeadlineExceeded, Unavailable
+from kvstore.client.runs import Run, chunks
+from kvstore.errors import AuthError, Unavailable
 from kvstore.wire.protocol import Request, Response, RouteQuery, Routes
 
 if TYPE_CHECKING:
@@ -49,15 +49,11 @@ if TYPE_CHECKING:
 
     from kvstore.client.retry import Chance
 
-REQUEST_BYTES_SOFT_MAX: Final = FRAME_BYTES_MAX // 2
-"""Larger batches are split, so that one frame never holds up everyone behind it."""
-
 UNKNOWN_ANSWERS_MAX: Final = 4
 """Retries that a node may answer "unknown" before the caller is told: its key log was cut."""
 
 _FETCH_SECONDS: Final = 1.0
 _FETCH_WAIT_SECONDS: Final = 0.002
-_OPERATION_OVERHEAD_BYTES: Final = 64
 _VERSIONED: Final = frozenset((Done, Deleted, Number))
 _TRY_AGAIN: Final = frozenset((Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.UNKNOWN))
 
@@ -70,46 +66,6 @@ class Unsettled(NamedTuple):
 
 
 Outcome = Result | Unsettled
-
-
-@dataclass(slots=True)
-class Run:
-    """Operations with consecutive numbers on their way to one node."""
-
-    client: int
-    number: int
-    indices: list[int]
-    ops: list[Operation]
-    slots: list[int]
-    seen: list[bytes]
-    primary: str
-    retry: bool = False
-    ambiguous: bool = False
-    attempts: int = 0
-    unknowns: int = 0
-    due: float = 0.0
-    asked: str = NOBODY
-    why: str = ""
-    refusals: dict[int, Failed] = field(default_factory=dict)
-
-    def part(self, start: int, stop: int, refusals: dict[int, Failed]) -> Run:
-        """The operations from `start` to `stop`, ids unchanged."""
-        return Run(
-            self.client,
-            self.number + start,
-            self.indices[start:stop],
-            self.ops[start:stop],
-            self.slots[start:stop],
-            self.seen[start:stop],
-            self.primary,
-            retry=self.retry,
-            ambiguous=self.ambiguous,
-            attempts=self.attempts,
-            unknowns=self.unknowns,
-            asked=self.asked,
-            why=self.why,
-            refusals=refusals,
-        )
 
 
 class ClientCore:
@@ -272,7 +228,7 @@ class ClientCore:
             self._next_number += len(ops)
         runs = []
         for primary, group in groups.items():
-            for indices in _chunks(group, ops, size_bytes):
+            for indices in chunks(group, ops, size_bytes):
                 where = [slots[index] for index in indices]
                 seen_list = [] if reading else [positions[slot] for slot in where]
                 picked = [ops[index] for index in indices]
@@ -291,11 +247,10 @@ class ClientCore:
         )
         return Send(address, request)
 
-    def _attempt_limit(
-        self, due: list[Run], size_bytes: int, now: float, deadline: float
-    ) -> float:
+    def _attempt_limit(self, due: list[Run], size_bytes: int, now: float, deadline: float) -> float:
         """When to ask another node: never without one, and never on credit that is used up."""
-        if len(self.table.addresses) < 2 or self._budget.credits < 1.0:
+        alone = len(self.table.addresses) < 2 or not self.token_aware
+        if alone or self._budget.credits < 1.0:
             return deadline
         attempt = max(run.attempts for run in due)
         operations = sum(len(run.ops) for run in due)
@@ -423,34 +378,3 @@ _NOT_TRIED: Final = Failed(Code.DEADLINE, "time was over before anything was sen
 def _refuses(failed: Failed) -> bool:
     """Does this leave open what an earlier attempt did? A judged operand type does not (rule 3)."""
     return failed.code is not Code.WRONG_TYPE
-
-
-def _chunks(group: list[int], ops: list[Operation], size_bytes: int) -> list[list[int]]:
-    """A node's operations, cut where a request would become too large."""
-    room = REQUEST_BYTES_SOFT_MAX
-    overhead = len(group) * _OPERATION_OVERHEAD_BYTES
-    if len(group) <= REQUEST_OPERATIONS_MAX and size_bytes + overhead <= room:
-        return [group]
-    chunks: list[list[int]] = []
-    chunk: list[int] = []
-    filled = 0
-    for index in group:
-        size = _OPERATION_OVERHEAD_BYTES + operation_bytes(ops[index])
-        if chunk and (filled + size > room or len(chunk) == REQUEST_OPERATIONS_MAX):
-            chunks.append(chunk)
-            chunk, filled = [], 0
-        chunk.append(index)
-        filled += size
-    chunks.append(chunk)
-    return chunks
-
-
-def operation_bytes(op: Operation) -> int:
-    """What an operation's keys and values take."""
-    match op:
-        case Scan():
-            return len(op.prefix) + len(op.after)
-        case _ if hasattr(op, "writes"):
-            return sum(operation_bytes(write) for write in op.writes)
-        case _:
-            return len(op.key) + len(getattr(op, "value", b""))

@@ -1,12 +1,13 @@
 """The seam between what a client decides and how bytes get there.
 
-Every operation of the library is one generator, a *flow*. It yields steps, `Exchange` ("send these
-frames, bring me the replies") or `Pause` ("wake me later"), is resumed with the replies, and returns
-the caller's value or raises. A driver runs flows: the blocking one and the asyncio one differ in
-nothing else. The form is httpx's ``Auth.auth_flow``.
+Every operation of the library is one generator, a *flow*. It yields steps, `Exchange` ("send
+these frames, bring me the replies") or `Pause` ("wake me later"), is resumed with the replies,
+and returns the caller's value or raises. A driver runs flows: the blocking one and the asyncio
+one differ in nothing else. The form is httpx's ``Auth.auth_flow``.
 
-What matters about a failure is whether a write may have happened, so that is how failures are told
-apart: `NotSent` (not a byte left: nothing happened), `Broken` and `TimedOut` (it left: nobody knows).
+What matters about a failure is whether a write may have happened, so that is how failures are
+told apart: `NotSent` (not a byte left: nothing happened), `Broken` and `TimedOut` (it left:
+nobody knows).
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from cluster.operations import (
     Touch,
 )
 from cluster.slots import slot_of
-from kvstore.client.core import REQUEST_BYTES_SOFT_MAX, operation_bytes
 from kvstore.client.operation_id import operation_id_from_text
 from kvstore.client.outcomes import Entry, Key, entry_of, refuse, shown, value_of
+from kvstore.client.runs import REQUEST_BYTES_SOFT_MAX, operation_bytes
 from kvstore.errors import BadRequest, ValueTooLarge, VersionConflict
 from kvstore.values import check_key, pack_value, version_from_text, version_to_text
 
@@ -75,9 +75,7 @@ def get(core: ClientCore, deadline: float, key: Key, default: Any, consistency: 
     return default if outcome is None else value_of(outcome, key)
 
 
-def get_entry(
-    core: ClientCore, deadline: float, key: Key, consistency: str
-) -> Flow[Entry | None]:
+def get_entry(core: ClientCore, deadline: float, key: Key, consistency: str) -> Flow[Entry | None]:
     """A key's value with its version, or None."""
     outcome = yield from _read(core, deadline, key, consistency)
     return None if outcome is None else entry_of(outcome, key)
@@ -172,9 +170,7 @@ def batch(
     refuse(outcome, f"batch of {len(writes)} writes beginning with {shown(first)}")
 
 
-def update(
-    core: ClientCore, deadline: float, key: Key, change: Callable[[Any], Any]
-) -> Flow[Any]:
+def update(core: ClientCore, deadline: float, key: Key, change: Callable[[Any], Any]) -> Flow[Any]:
     """Replace a value by `change` of it (None if absent), again if another writer was faster."""
     while True:
         entry = yield from get_entry(core, deadline, key, CONSISTENCIES[0])

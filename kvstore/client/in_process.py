@@ -1,8 +1,8 @@
 """Delivery without a network: to a node in the same process.
 
-This is how the HTTP door and the embedded store use the library: the same flows, handed to a node's
-own door. What a node offers is named here as a small Protocol, because `kvstore.client` knows nothing of
-`kvstore.node`.
+This is how the HTTP door and the embedded store use the library: the same flows, handed to a
+node's own door. What a node offers is named here as a small Protocol, because `kvstore.client`
+knows nothing of `kvstore.node`.
 """
 
 from __future__ import annotations

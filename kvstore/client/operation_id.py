@@ -1,8 +1,8 @@
 """The name of one write, kept over all its attempts (rule 5).
 
-It is what `OutcomeUnknown.operation_id` carries, so that a caller can settle the write later, even
-from another process: the client's id, the operation's number, and ``seen``, the committed position
-that was known before the first attempt and must be repeated with it.
+It is what `OutcomeUnknown.operation_id` carries, so that a caller can settle the write later,
+even from another process: the client's id, the operation's number, and ``seen``, the committed
+position that was known before the first attempt and must be repeated with it.
 """
 
 from __future__ import annotations

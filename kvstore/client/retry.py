@@ -1,13 +1,13 @@
 """When to try again, and when to leave it.
 
-Waits follow exponential backoff with *full jitter* (Brooker, "Exponential Backoff And Jitter", AWS
-2015): uniform between nothing and a ceiling that doubles. A broken connection is retried at once the
-first time, at another node, because that is what makes a failover short.
+Waits follow exponential backoff with *full jitter* (Brooker, "Exponential Backoff And Jitter",
+AWS 2015): uniform between nothing and a ceiling that doubles. A broken connection is retried at
+once the first time, at another node, because that is what makes a failover short.
 
 Retries of a cluster that is merely slow or full make it slower. They are paid from a *budget*
-(Finagle's ``RetryBudget``): successes earn a fraction of a retry each, time earns a few a second, and
-without credit a client waits for its answer or reports `Overloaded`. Nothing else needs credit: a
-refused connection costs nobody anything.
+(Finagle's ``RetryBudget``): successes earn a fraction of a retry each, time earns a few a second,
+and without credit a client waits for its answer or reports `Overloaded`. Nothing else needs
+credit: a refused connection costs nobody anything.
 """
 
 from __future__ import annotations

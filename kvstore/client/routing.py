@@ -1,13 +1,14 @@
 """Which node to ask: hints, never rules.
 
-The table comes from any node (`Routes`) and says for each slot who serves it and how far that primary
-had committed. Answers correct it: `Response.leads` names better primaries, versions of writes are
-newer positions. A wrong hint costs one forward, so nothing here needs to be exact; only ``seen``
-(rule 5) has a rule: it is a *committed* position, told by a serving primary, and never goes back.
+The table comes from any node (`Routes`) and says for each slot who serves it and how far that
+primary had committed. Answers correct it: `Response.leads` names better primaries, versions of
+writes are newer positions. A wrong hint costs one forward, so nothing here needs to be exact;
+only ``seen`` (rule 5) has a rule: it is a *committed* position, told by a serving primary, and
+never goes back.
 
-A node that failed is *avoided* for a while. Refused connections are cheap to test again; silence is
-not, so a silent node is left alone longer, and as long as gossip (a node's state in the table) says
-that it is not alive.
+A node that failed is *avoided* for a while. Refused connections are cheap to test again; silence
+is not, so a silent node is left alone longer, and as long as gossip (a node's state in the table)
+says that it is not alive.
 """
 
 from __future__ import annotations

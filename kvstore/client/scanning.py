@@ -1,19 +1,20 @@
 """Walking all keys with a prefix, slot after slot.
 
-Keys hash into slots, so a prefix is everywhere, unless it holds a whole ``{tag}``: then it is in one
-slot. A walk goes through the slots in order, a *window* of them at a time, one request a node. Within a
-slot keys come in order and each page is of one moment (rule 6); over slots there is no order that
-means anything, but it is always the same one. A place in the walk is the slot and the last key seen
-there, so a cursor stays good while keys come and go: what exists throughout is seen exactly once.
+Keys hash into slots, so a prefix is everywhere, unless it holds a whole ``{tag}``: then it is in
+one slot. A walk goes through the slots in order, a *window* of them at a time, one request a
+node. Within a slot keys come in order and each page is of one moment (rule 6); over slots there
+is no order that means anything, but it is always the same one. A place in the walk is the slot
+and the last key seen there, so a cursor stays good while keys come and go: what exists throughout
+is seen exactly once.
 
-How many slots fit a window depends on how full they are, which is learned on the way: windows double
-while they come back sparse and shrink when they do not.
+How many slots fit a window depends on how full they are, which is learned on the way: windows
+double while they come back sparse and shrink when they do not.
 """
 
 from __future__ import annotations
 
-from binascii import Error as Base64Error
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cluster.limits import KEY_BYTES_MAX, SCAN_PAGE_KEYS_MAX

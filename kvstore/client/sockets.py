@@ -1,11 +1,11 @@
 """Blocking delivery: a few connections per node, no threads.
 
 An exchange takes one connection for each node it needs, sends everything, and then reads whatever
-becomes readable until all is answered. Sockets never block; `select.poll` waits for all of them at
-once, so that a slow node does not hold up the others, nor a full send buffer the reading.
+becomes readable until all is answered. Sockets never block; `select.poll` waits for all of them
+at once, so that a slow node does not hold up the others, nor a full send buffer the reading.
 
-A connection returns to its pool only when every frame sent on it was answered; after a timeout, an
-error or a ``KeyboardInterrupt`` it is closed, so the pool never holds a stale answer. An idle
+A connection returns to its pool only when every frame sent on it was answered; after a timeout,
+an error or a ``KeyboardInterrupt`` it is closed, so the pool never holds a stale answer. An idle
 connection that has become readable was closed by its node and is dropped before it is used.
 
 A forked child finds its process id changed, forgets its parent's sockets without sending on them,
@@ -247,9 +247,7 @@ class _RefusedByNode(Exception):  # noqa: N818 - a message between two functions
     """The node does not want us; asking again is no use."""
 
 
-def _converse(
-    connections: list[_Connection], replies: list[Reply | None], deadline: float
-) -> None:
+def _converse(connections: list[_Connection], replies: list[Reply | None], deadline: float) -> None:
     """Send the rest and read until everything is answered or has failed."""
     poller = select.poll()
     by_descriptor = {conn.sock.fileno(): conn for conn in connections}

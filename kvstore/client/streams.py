@@ -1,9 +1,9 @@
 """Delivery on an event loop: one pipelined connection a node.
 
-Requests of one loop tick leave in one write; answers find their request by frame id, in any order.
-A future stands for a frame, never for a key. A request that was cancelled or timed out is forgotten,
-and its late answer with it. Frames wait while a connection's buffer is full, and a semaphore bounds
-what is under way in all.
+Requests of one loop tick leave in one write; answers find their request by frame id, in any
+order. A future stands for a frame, never for a key. A request that was cancelled or timed out is
+forgotten, and its late answer with it. Frames wait while a connection's buffer is full, and a
+semaphore bounds what is under way in all.
 """
 
 from __future__ import annotations
@@ -73,9 +73,16 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    async def writable(self) -> None:
-        """Wait until the buffer has room."""
-        await self._writable.wait()
+    async def writable(self, seconds: float) -> bool:
+        """Wait until the buffer has room; False if it has none for so long."""
+        if self._writable.is_set():
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._writable.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def send(self, frame_id: int, data: bytes) -> asyncio.Future[Reply]:
         """Queue a frame for this tick's write; the future is its reply."""
@@ -125,7 +132,9 @@ class StreamTransport:
 
     token_aware = True
 
-    def __init__(self, *, connect_timeout: float, in_flight_max: int = FRAMES_IN_FLIGHT_MAX) -> None:
+    def __init__(
+        self, *, connect_timeout: float, in_flight_max: int = FRAMES_IN_FLIGHT_MAX
+    ) -> None:
         self._connect_timeout = connect_timeout
         self._turns = asyncio.Semaphore(in_flight_max)
         self._connections: dict[str, _Connection] = {}
@@ -168,10 +177,7 @@ class StreamTransport:
                 return dialled
             connection = dialled
         left = deadline - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, left)):
-                await connection.writable()
-        except TimeoutError:
+        if not await connection.writable(left):
             return NotSent(f"{address} takes no more requests")
         reply = connection.send(frame.id, encode_frame(frame))
         timer = reply.get_loop().call_later(max(0.0, left), _expire, reply, address)
