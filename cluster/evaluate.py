@@ -79,7 +79,7 @@ def _put(op: Put, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
         old = live_record(prefix + op.key, ctx)
         if not meets(op.expect, old):
             return None, conflict(old)
-    expires = ctx.now_ms + op.ttl_ms if op.ttl_ms else 0
+    expires = ctx.unix_ms + op.ttl_ms if op.ttl_ms else 0
     record = encode_record(version, memoryview(op.value), op.content_type, expires)
     return [(op.key, record)], Done(version)
 
@@ -114,7 +114,7 @@ def _touch(op: Touch, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
         record = decode_record(old)
     except RecordError as error:
         return None, Failed(Code.WRONG_TYPE, f"the stored record cannot be read: {error}")
-    expires = ctx.now_ms + op.ttl_ms if op.ttl_ms else 0
+    expires = ctx.unix_ms + op.ttl_ms if op.ttl_ms else 0
     changed = encode_record(version, record.value, record.content_type, expires)
     return [(op.key, changed)], Done(version)
 
@@ -134,7 +134,7 @@ def _atomic(op: Atomic, version: bytes, prefix: bytes, ctx: Context) -> Evaluate
 def live_record(record_key: bytes, ctx: Context) -> bytes | None:
     """The record now, None if there is none or its time is over by this primary's clock (R7)."""
     record = ctx.store.read(record_key)
-    if record is None or (expires := expires_at_ms(record)) == 0 or expires > ctx.now_ms:
+    if record is None or (expires := expires_at_ms(record)) == 0 or expires > ctx.unix_ms:
         return record
     return None
 

@@ -40,7 +40,7 @@ def read_key(slot: Slot, get: Get, ctx: Context) -> Result:
     if record is None:
         return Absent()
     expires = expires_at_ms(record)
-    if expires and expires <= ctx.now_ms:
+    if expires and expires <= ctx.unix_ms:
         assert isinstance(slot.role, Primary)
         assert live_record(record_key, ctx) is None
         propose(slot, slot.role, (0, 0), [(get.key, None)], None, ctx)  # R7

@@ -52,13 +52,16 @@ class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Context:
     """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
 
-    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "round_seen", "store")
+    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "round_seen", "store", "unix_ms")
 
     def __init__(self, me: NodeId, store: Store, out: Outputs) -> None:
         self.me = me
         self.store = store
         self.out = out
         self.now_ms = 0
+        """Monotonic: all timers."""
+        self.unix_ms = 0
+        """The wall clock: expiry alone (R7); it may be wrong and may jump."""
         self.round_seen = 0
         """Highest round seen in any slot; a ballot is picked above it."""
         self.reachable: set[NodeId] = set()

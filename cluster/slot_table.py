@@ -32,7 +32,8 @@ from cluster.messages import (
     TailQuery,
     Willing,
 )
-from cluster.operations import Get, Page, Scan
+from cluster.evaluate import live_record
+from cluster.operations import Absent, Found, Get, Page, Result, Scan
 from cluster.outputs import Outputs
 from cluster.primary import must_renew, on_ack, write
 from cluster.reads import Reads, read_key
@@ -105,9 +106,10 @@ class SlotTable:
 
     # -- the tick ----------------------------------------------------------------------------
 
-    def set_time(self, now_ms: int) -> None:
-        """The time of everything until the next call; never goes back within one process."""
-        self._ctx.now_ms = max(now_ms, self._ctx.now_ms)
+    def set_time(self, now_ms: int, unix_ms: int) -> None:
+        """The time of everything until the next call: monotonic for timers, Unix time for expiry."""
+        assert now_ms >= self._ctx.now_ms
+        self._ctx.now_ms, self._ctx.unix_ms = now_ms, unix_ms
 
     def receive(self, sender: NodeId, messages: Iterable[SlotMessage]) -> None:
         """Messages of a peer, or of this node to itself after an fsync."""
@@ -211,7 +213,7 @@ class SlotTable:
         begin = max(op.prefix, op.after + b"\0" if op.after else b"")
         rows = self._ctx.store.scan(slot.prefix, begin, op.limit + 1)
         page = Page([], [], more=False)
-        size, now_ms = 0, self._ctx.now_ms
+        size, now_ms = 0, self._ctx.unix_ms
         for key, record in rows:
             if not key.startswith(op.prefix):
                 return page
@@ -225,12 +227,13 @@ class SlotTable:
                     page.records.append(record)
         return page
 
-    def read_replica(self, number: int, get: Get) -> bytes | None:
-        """Whatever this node holds of the key now: an eventual read."""
+    def read_replica(self, number: int, get: Get) -> Result | None:
+        """Whatever this node holds of the key now; None if it holds nothing of the slot."""
         slot = self.slots[number]
         if slot is None or not slot.holds_state:
             return None
-        return self._ctx.store.read(slot.prefix + get.key)
+        record = live_record(slot.prefix + get.key, self._ctx)
+        return Absent() if record is None else Found(record)
 
     def tick(self) -> None:
         """Timers: call it about ten times a second, and after peers came or went."""
@@ -240,7 +243,7 @@ class SlotTable:
     def take(self) -> Outputs:
         """End the tick: everything that is to be done, in the order that `Outputs` states."""
         ctx = self._ctx
-        for number in ctx.out.leads_changed:
+        for number in list(ctx.out.leads_changed):
             self._lead_changed(number)
         self._reads.send_round(ctx)
         out, ctx.out = ctx.out, Outputs()

@@ -1,0 +1,1 @@
+"""A node process: the pure core of `cluster/` on real sockets, a real disk and a real clock."""

@@ -1,0 +1,177 @@
+"""One connection of the peer and client port: frames in, frames out, coalesced per loop tick.
+
+The same class serves both ends. What is sent within one turn of the loop leaves in one write. A
+reader that is slower than what is sent to it first stops being read from (so that it cannot ask for
+more), and is cut off when its unread answers pass a limit: memory is bounded whatever it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from cluster.limits import CONNECTION_BYTES_IN_FLIGHT_MAX, FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX
+from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
+from kvstore.wire.protocol import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvstore.wire.protocol import Frame
+
+WRITE_PAUSE_BYTES = 1_048_576
+"""Unsent bytes above which this connection is not read from."""
+
+
+class Connection(asyncio.Protocol):
+    """Frames over one socket.
+
+    Args:
+        on_frames: Called with this connection and the frames that one read completed.
+        on_open: Called when the socket is connected.
+        on_close: Called once when it is closed, with the reason for the log.
+        listening: Whether this side accepted the connection (it then expects the magic).
+    """
+
+    def __init__(
+        self,
+        on_frames: Callable[[Connection, list[Frame]], None],
+        on_open: Callable[[Connection], None],
+        on_close: Callable[[Connection, str], None],
+        *,
+        listening: bool,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_frames = on_frames
+        self._on_open = on_open
+        self._on_close = on_close
+        self._decoder = FrameDecoder(
+            expect_magic=listening, frame_bytes_max=HANDSHAKE_BYTES_MAX
+        )
+        self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes] = []
+        self._reason = "closed by the other side"
+        self._holds = 0
+        self.remote = "?"
+        self.peer: object = None
+        """Who is there, once the handshake told; kept for the owner of the connection."""
+        self.in_flight = 0
+        """Requests taken from this connection and not answered; kept for its owner."""
+        self.partial_since = 0.0
+        """Loop time since which a frame has been incomplete; 0 if none is."""
+
+    # -- asyncio.Protocol --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is there."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_PAUSE_BYTES)
+        name = transport.get_extra_info("peername")
+        self.remote = f"{name[0]}:{name[1]}" if name else "?"
+        self._on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Decode, and hand on what is whole; a bad frame ends the connection with a word."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            frames = self._decoder.feed(data)
+        except FrameError as error:
+            self.refuse("frame", str(error))
+            return
+        if not self._decoder.buffered_bytes:
+            self.partial_since = 0.0
+        elif frames or not self.partial_since:
+            self.partial_since = self._loop.time()
+        if frames:
+            self._on_frames(self, frames)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner once."""
+        self._transport = None
+        self._unsent.clear()
+        self._on_close(self, str(exc) if exc is not None else self._reason)
+
+    def pause_writing(self) -> None:
+        """The other side reads too slowly."""
+        self.hold()
+
+    def resume_writing(self) -> None:
+        """It caught up."""
+        self.unhold()
+
+    # -- for the owner -----------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def handshake_done(self) -> bool:
+        """Whether `welcome_frames` was called."""
+        return self._decoder.frame_bytes_max == FRAME_BYTES_MAX
+
+    def welcome_frames(self) -> None:
+        """The handshake is over: frames of full size from now on."""
+        self._decoder.frame_bytes_max = FRAME_BYTES_MAX
+
+    def hold(self) -> None:
+        """Stop reading until `unhold` was called as often."""
+        self._holds += 1
+        if self._holds == 1 and self.is_open:
+            assert self._transport is not None
+            self._transport.pause_reading()
+
+    def unhold(self) -> None:
+        """One reason less not to read."""
+        assert self._holds > 0
+        self._holds -= 1
+        if self._holds == 0 and self.is_open:
+            assert self._transport is not None
+            self._transport.resume_reading()
+
+    def send(self, frame: Frame) -> None:
+        """Send with everything else of this turn of the loop.
+
+        Raises:
+            FrameError: the frame is over the limit; nothing was queued.
+        """
+        self.send_bytes(encode_frame(frame))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send an encoded frame; dropped if the connection is closed."""
+        if not self.is_open:
+            return
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(data)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        transport = self._transport
+        if transport is None or not unsent:
+            return
+        transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        if transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
+            self.abort("it does not read what it is sent")
+
+    def refuse(self, reason: str, detail: str) -> None:
+        """Say why, then close."""
+        self.send(Refused(reason, detail))
+        self._flush()
+        self.close(f"{reason}: {detail}")
+
+    def close(self, reason: str) -> None:
+        """Close when what is queued has left."""
+        self._reason = reason
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Close now; what is queued is lost."""
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()

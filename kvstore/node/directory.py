@@ -1,0 +1,117 @@
+"""Who leads what, cluster-wide, as this node has been told: hints for routing (rule 10).
+
+Every node tells every other which slots it leads: all of them when a link opens, changes as they
+happen. For its clients a node keeps that as two flat tables, which are also what a client is sent
+(`kvstore.wire.protocol.Routes`): two bytes a slot for the leader, 20 bytes a slot for a committed
+position (rule 5 lets a client begin with it).
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from cluster.records import VERSION_BYTES, pack_version
+from kvstore.wire.protocol import Leads, RouteNode, Routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cluster.ballot import NodeId, Position
+    from cluster.topology import Topology
+
+UNKNOWN = 0xFFFF
+_NO_POSITION = bytes(VERSION_BYTES)
+
+
+def pack_leads(slots: Iterable[tuple[int, Position]], lost: Iterable[int], *, complete: bool) -> Leads:
+    """What this node leads, for another node."""
+    numbers, positions = bytearray(), bytearray()
+    for number, position in slots:
+        numbers += number.to_bytes(2, "big")
+        positions += pack_version(position.established, position.sequence)
+    gone = b"".join(number.to_bytes(2, "big") for number in lost)
+    return Leads(complete, bytes(numbers), bytes(positions), gone)
+
+
+def unpack_slots(data: bytes) -> list[int]:
+    """Slot numbers of two big-endian bytes each.
+
+    Raises:
+        ValueError: an odd number of bytes.
+    """
+    if len(data) % 2:
+        raise ValueError("a list of slots has two bytes for each")
+    numbers = array("H", data)
+    if array("H", b"\0\1")[0] != 1:
+        numbers.byteswap()
+    return numbers.tolist()
+
+
+class Directory:
+    """The routing table of this node."""
+
+    def __init__(self, slot_count: int) -> None:
+        self.slot_count = slot_count
+        self.leaders: list[NodeId | None] = [None] * slot_count
+        self._positions = bytearray(VERSION_BYTES * slot_count)
+
+    def take(self, node: NodeId, leads: Leads) -> tuple[list[int], list[int]]:
+        """A node's summary: returns the slots that it now leads, and those that it leads no more.
+
+        Raises:
+            ValueError: a malformed summary.
+        """
+        slots, lost = unpack_slots(leads.slots), unpack_slots(leads.lost)
+        if len(leads.positions) != len(slots) * VERSION_BYTES:
+            raise ValueError("a summary has one position for each slot")
+        if any(number >= self.slot_count for number in (*slots, *lost)):
+            raise ValueError("a summary names a slot that this cluster does not have")
+        if leads.complete:
+            named = set(slots)
+            lost = [n for n, led in enumerate(self.leaders) if led == node and n not in named]
+        for number in lost:
+            if self.leaders[number] == node:
+                self.leaders[number] = None
+        for at, number in enumerate(slots):
+            self.leaders[number] = node
+            position = leads.positions[at * VERSION_BYTES : (at + 1) * VERSION_BYTES]
+            self._positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES] = position
+        return slots, lost
+
+    def forget(self, node: NodeId) -> None:
+        """This node cannot be reached: it leads nothing that could be asked of it."""
+        self.leaders = [None if led == node else led for led in self.leaders]
+
+    def routes(
+        self,
+        frame_id: int,
+        topology: Topology,
+        states: dict[NodeId, str],
+        me: NodeId,
+        led: Iterable[tuple[int, Position]],
+    ) -> Routes:
+        """The table as a client is sent it; ``led`` is what this node leads itself."""
+        index = {node.id: at for at, node in enumerate(topology.nodes)}
+        primaries = array("H", (UNKNOWN if n is None else index.get(n, UNKNOWN) for n in self.leaders))
+        positions = bytearray(self._positions)
+        for number, position in led:
+            primaries[number] = index[me]
+            packed = pack_version(position.established, position.sequence)
+            positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES] = packed
+        if array("H", b"\0\1")[0] != 1:
+            primaries.byteswap()
+        nodes = [
+            RouteNode(n.id, n.name, n.address, n.http_address, n.zone, states.get(n.id, "alive"))
+            for n in topology.nodes
+        ]
+        return Routes(
+            frame_id,
+            topology.cluster_id,
+            topology.cluster_name,
+            topology.epoch,
+            self.slot_count,
+            nodes,
+            primaries.tobytes(),
+            bytes(positions),
+        )

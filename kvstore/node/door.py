@@ -1,0 +1,124 @@
+"""What the client port checks before an operation goes in: once, here, and nowhere behind.
+
+Every refusal names what is wrong and the limit. A request with one bad operation still carries out
+the others: they are independent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.limits import (
+    ATOMIC_WRITES_MAX,
+    CONTENT_TYPE_BYTES_MAX,
+    KEY_BYTES_MAX,
+    REQUEST_OPERATIONS_MAX,
+    SCAN_PAGE_KEYS_MAX,
+    TTL_MS_MAX,
+    VALUE_BYTES_MAX,
+)
+from cluster.operations import Atomic, Code, Delete, Failed, Get, Incr, Put, Scan, Touch
+from cluster.records import VERSION_BYTES
+from cluster.slots import slot_of
+
+if TYPE_CHECKING:
+    from cluster.operations import Operation
+    from kvstore.wire.protocol import Request
+
+TIMEOUT_MS_MAX = 600_000
+"""The longest that a caller may wait."""
+
+_INT64 = 1 << 63
+
+
+def check_request(request: Request) -> str | None:
+    """What is wrong with the request as a whole, or None."""
+    count = len(request.ops)
+    if count > REQUEST_OPERATIONS_MAX:
+        return f"{count} operations in one request; the limit is {REQUEST_OPERATIONS_MAX}"
+    if request.seen and len(request.seen) != count:
+        return f"{len(request.seen)} positions for {count} operations"
+    if request.offsets and len(request.offsets) != count:
+        return f"{len(request.offsets)} offsets for {count} operations"
+    if not 0 < request.timeout_ms <= TIMEOUT_MS_MAX:
+        return f"a timeout of {request.timeout_ms} ms; it must be 1 to {TIMEOUT_MS_MAX}"
+    return None
+
+
+def check_operation(op: Operation, slot_count: int) -> Failed | None:
+    """What is wrong with one operation, or None."""
+    if type(op) is Put:
+        fault = _check_put(op)
+    elif isinstance(op, Scan):
+        fault = _check_scan(op, slot_count)
+    elif isinstance(op, Atomic):
+        return _check_atomic(op, slot_count)
+    elif isinstance(op, Get | Delete | Incr | Touch):
+        fault = _check_key(op.key)
+        if fault is None and isinstance(op, Incr) and not -_INT64 <= op.by < _INT64:
+            fault = f"an increment by {op.by} is outside 64 bits"
+        if fault is None and isinstance(op, Touch) and not 0 <= op.ttl_ms <= TTL_MS_MAX:
+            fault = f"a time to live of {op.ttl_ms} ms; it must be 0 to {TTL_MS_MAX}"
+        if fault is None and isinstance(op, Delete):
+            fault = _check_expect(op.expect)
+    else:
+        fault = f"{type(op).__name__} is not an operation"
+    if fault is None:
+        return None
+    if isinstance(fault, Failed):
+        return fault
+    return Failed(Code.BAD_REQUEST, fault)
+
+
+def _check_key(key: bytes) -> str | None:
+    if 0 < len(key) <= KEY_BYTES_MAX:
+        return None
+    return f"a key of {len(key)} bytes; it must have 1 to {KEY_BYTES_MAX}"
+
+
+def _check_expect(expect: bytes | None) -> str | None:
+    if expect is None or len(expect) in (0, 1, VERSION_BYTES):
+        return None
+    return "the version of the condition is malformed"
+
+
+def _check_put(op: Put) -> str | Failed | None:
+    if not 0 < len(op.key) <= KEY_BYTES_MAX:
+        return _check_key(op.key)
+    size = memoryview(op.value).nbytes
+    if not 0 < size <= VALUE_BYTES_MAX:
+        detail = f"the value of {op.key[:64]!r} has {size} bytes; the limit is {VALUE_BYTES_MAX}"
+        return Failed(Code.TOO_LARGE, detail)
+    if op.ttl_ms and not 0 <= op.ttl_ms <= TTL_MS_MAX:
+        return f"a time to live of {op.ttl_ms} ms; it must be 0 to {TTL_MS_MAX}"
+    if op.content_type and len(op.content_type.encode()) > CONTENT_TYPE_BYTES_MAX:
+        return f"a content type of over {CONTENT_TYPE_BYTES_MAX} bytes"
+    return _check_expect(op.expect) if op.expect else None
+
+
+def _check_scan(op: Scan, slot_count: int) -> str | None:
+    if not 0 <= op.slot < slot_count:
+        return f"slot {op.slot}; this cluster has 0 to {slot_count - 1}"
+    if not 0 < op.limit <= SCAN_PAGE_KEYS_MAX:
+        return f"a page of {op.limit} keys; it must be 1 to {SCAN_PAGE_KEYS_MAX}"
+    if max(len(op.prefix), len(op.after)) > KEY_BYTES_MAX:
+        return f"a prefix or cursor of over {KEY_BYTES_MAX} bytes"
+    return None
+
+
+def _check_atomic(op: Atomic, slot_count: int) -> Failed | None:
+    if not 0 < len(op.writes) <= ATOMIC_WRITES_MAX:
+        detail = f"a batch of {len(op.writes)} writes; it must have 1 to {ATOMIC_WRITES_MAX}"
+        return Failed(Code.BAD_REQUEST, detail)
+    for write in op.writes:
+        fault = check_operation(write, slot_count)
+        if fault is not None:
+            return fault
+    if len({write.key for write in op.writes}) != len(op.writes):
+        return Failed(Code.BAD_REQUEST, "a key occurs twice in an atomic batch")
+    if len({slot_of(write.key, slot_count) for write in op.writes}) != 1:
+        return Failed(
+            Code.BAD_REQUEST,
+            "the keys of an atomic batch must share a slot: give them one {tag}",
+        )
+    return None

@@ -1,0 +1,115 @@
+"""The tick: what arrived in one turn of the loop goes through the core at once and comes out at once.
+
+::
+
+    frames, requests, acks of the fsync ──> SlotTable ──> Outputs
+        1. send        one frame per peer, beside the own write (rule 1)
+        2. write       one batch, unsynced, on the loop
+        3. answers     released by commits
+        4. after_fsync when the sync thread is done: acks and promises to peers, and to ourselves
+
+Whoever feeds the core calls `wake`; the tick ends in the same turn of the loop, once, after everything
+that had arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cluster.ballot import NodeId
+    from cluster.messages import SlotMessage
+    from cluster.slot_table import SlotTable
+    from kvstore.node.peers import Peers
+    from kvstore.node.router import Router
+    from kvstore.storage.engine import Batch
+    from kvstore.storage.tick_store import TickStore
+
+
+class Commit(Protocol):
+    """Group commit, or its twin without an fsync (`kvstore.storage.group_commit`)."""
+
+    def write(self, batch: Batch, done: Callable[[], None]) -> None:
+        """Write now, call ``done`` on the loop when it is durable."""
+
+
+class CoreLoop:
+    """Feeds the core's outputs to storage, peers and callers, in their order."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        table: SlotTable,
+        store: TickStore,
+        commit: Commit,
+        on_leads_changed: Callable[[set[int]], None],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._me = me
+        self._table = table
+        self._store = store
+        self._commit = commit
+        self._on_leads_changed = on_leads_changed
+        self._now_ms = now_ms
+        self._loop = asyncio.get_running_loop()
+        self._awake = False
+        self._closed = False
+        self.peers: Peers | None = None
+        self.router: Router | None = None
+        self.ticks_total = 0
+
+    def wake(self) -> None:
+        """Something was fed: end the tick in this turn of the loop."""
+        if not self._awake:
+            self._awake = True
+            self._table.set_time(self._now_ms(), time.time_ns() // 1_000_000)
+            self._loop.call_soon(self._end_tick)
+
+    def receive(self, sender: NodeId, messages: list[SlotMessage]) -> None:
+        """Messages of a peer."""
+        self.wake()
+        self._table.receive(sender, messages)
+
+    def close(self) -> None:
+        """No more ticks: the node stops."""
+        self._closed = True
+
+    def _end_tick(self) -> None:
+        self._awake = False
+        if self._closed:
+            return
+        peers, router = self.peers, self.router
+        assert peers is not None
+        assert router is not None
+        self.ticks_total += 1
+        out = self._table.take()
+        for peer, messages in out.send.items():
+            peers.send_slots(peer, messages)
+        batch = self._store.take()
+        if len(batch) or out.after_fsync:
+            after = out.after_fsync
+            self._commit.write(batch, lambda: self._synced(after))
+        for ticket, result in out.answers:
+            router.answer(ticket, result)
+        for moved in out.moved:
+            router.on_moved(moved)
+        if out.leads_changed:
+            self._on_leads_changed(out.leads_changed)
+        router.end_tick()
+
+    def _synced(self, after: Mapping[NodeId, list[SlotMessage]]) -> None:
+        """What was written when these were queued is durable now (R2, R9)."""
+        if self._closed:
+            return
+        peers = self.peers
+        assert peers is not None
+        for node, messages in after.items():
+            if node == self._me:
+                self.wake()
+                self._table.receive(node, messages)
+            else:
+                peers.send_slots(node, messages)

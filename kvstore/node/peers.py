@@ -1,0 +1,247 @@
+"""Links to the other nodes: one outgoing connection each for data, one for gossip.
+
+A node dials each peer and sends over its own connections only; answers to a forwarded request come
+back over the connection that carried it. Gossip has a connection of its own, so that a probe is not
+stuck behind megabytes of data. A link that is refused, reset or closed is dialled again with a
+growing, jittered pause. What is sent to a peer without a link is dropped: the protocol brings it up to
+date when it is back (rule 11), which costs less than unbounded memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from kvstore.node.connection import Connection
+from kvstore.wire.frames import FrameError, encode_frame
+from kvstore.wire.protocol import (
+    MAGIC,
+    PROTOCOL_VERSION,
+    Hello,
+    Refused,
+    Response,
+    SlotMessages,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from cluster.ballot import NodeId
+    from cluster.messages import SlotMessage
+    from kvstore.wire.protocol import Frame, Request
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 2.0
+"""For a TCP connection and its handshake."""
+
+PAUSE_S_MIN: Final = 0.05
+PAUSE_S_MAX: Final = 1.0
+"""Between attempts; doubled at each failure, with full jitter."""
+
+
+class Link:
+    """The outgoing connection to one peer for one purpose ("node" or "gossip")."""
+
+    def __init__(self, peers: Peers, node: NodeId, name: str, address: str, role: str) -> None:
+        self.node = node
+        self.name = name
+        self.address = address
+        self.role = role
+        self._peers = peers
+        self._connection: Connection | None = None
+        self._lost = asyncio.Event()
+        self._welcomed: asyncio.Future[None] | None = None
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=f"link to {name}")
+
+    @property
+    def up(self) -> bool:
+        """Whether frames can be sent."""
+        connection = self._connection
+        return connection is not None and connection.is_open
+
+    def send(self, frame: Frame) -> bool:
+        """Send, or drop if the link is down (False)."""
+        connection = self._connection
+        if connection is None or not connection.is_open:
+            return False
+        connection.send(frame)
+        return True
+
+    async def _run(self) -> None:
+        pause_s = PAUSE_S_MIN
+        while True:
+            try:
+                await self._connect()
+            except (OSError, TimeoutError, ConnectionError) as error:
+                self._peers.failed(self, error)
+            else:
+                pause_s = PAUSE_S_MIN
+                await self._lost.wait()
+                self._connection = None
+                self._peers.lost(self)
+            await asyncio.sleep(self._peers.rng.uniform(0.3, 1.0) * pause_s)
+            pause_s = min(pause_s * 2, PAUSE_S_MAX)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        host, _, port = self.address.rpartition(":")
+        self._lost.clear()
+        welcomed = self._welcomed = loop.create_future()
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, connection = await loop.create_connection(
+                lambda: Connection(
+                    self._on_frames, self._on_open, self._on_close, listening=False
+                ),
+                host.strip("[]"),
+                int(port),
+            )
+            try:
+                await welcomed
+            except BaseException:
+                connection.abort("no handshake")
+                raise
+        self._connection = connection
+        self._peers.opened(self)
+
+    def _on_open(self, connection: Connection) -> None:
+        connection.send_bytes(MAGIC + encode_frame(self._peers.hello(self.role)))
+
+    def _on_frames(self, connection: Connection, frames: list[Frame]) -> None:
+        for frame in frames:
+            match frame:
+                case Welcome():
+                    self._on_welcome(connection, frame)
+                case Refused(reason=reason, detail=detail):
+                    connection.close(f"refused ({reason}): {detail}")
+                case _:
+                    self._peers.on_answer(self, frame)
+
+    def _on_welcome(self, connection: Connection, welcome: Welcome) -> None:
+        if welcome.node != self.node:
+            detail = f"{self.address} is node {welcome.name!r}, not {self.name!r}"
+            connection.close(detail)
+            return
+        connection.welcome_frames()
+        if self._welcomed is not None and not self._welcomed.done():
+            self._welcomed.set_result(None)
+
+    def _on_close(self, connection: Connection, reason: str) -> None:
+        self._lost.set()
+        if self._welcomed is not None and not self._welcomed.done():
+            self._welcomed.set_exception(ConnectionError(reason))
+
+    def close(self) -> None:
+        """Stop dialling and close."""
+        self.task.cancel()
+        if self._connection is not None:
+            self._connection.close("this node stops")
+
+
+class Peers:
+    """All links of a node.
+
+    Args:
+        hello: Makes the handshake for a role.
+        on_up: A data link is open.
+        on_down: A data link was refused, could not be made, or broke; every time.
+        on_response: An answer to a forwarded request.
+        rng: For jitter.
+    """
+
+    def __init__(
+        self,
+        hello: Callable[[str], Hello],
+        on_up: Callable[[NodeId], None],
+        on_down: Callable[[NodeId], None],
+        on_response: Callable[[Response], None],
+        rng: Random,
+    ) -> None:
+        self.hello = hello
+        self.rng = rng
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_response = on_response
+        self._data: dict[NodeId, Link] = {}
+        self._gossip: dict[NodeId, Link] = {}
+
+    def add(self, node: NodeId, name: str, address: str) -> None:
+        """Keep links to this node from now on."""
+        self._data[node] = Link(self, node, name, address, "node")
+        self._gossip[node] = Link(self, node, name, address, "gossip")
+
+    def names(self) -> dict[NodeId, bool]:
+        """Each peer, and whether its data link is up."""
+        return {node: link.up for node, link in self._data.items()}
+
+    def send(self, node: NodeId, frame: Frame) -> bool:
+        """Send over the data link, or drop (False)."""
+        link = self._data.get(node)
+        return link is not None and link.send(frame)
+
+    def send_slots(self, node: NodeId, messages: list[SlotMessage]) -> None:
+        """One tick's slot messages in one frame, or in several if they do not fit."""
+        link = self._data.get(node)
+        if link is None or not link.up:
+            return
+        try:
+            link.send(SlotMessages(messages))
+        except FrameError:
+            if len(messages) == 1:
+                log.error("slot message over the frame limit", peer=link.name, kind=type(messages[0]))
+                return
+            middle = len(messages) // 2
+            self.send_slots(node, messages[:middle])
+            self.send_slots(node, messages[middle:])
+
+    def send_gossip(self, node: NodeId, frame: Frame) -> bool:
+        """Send over the gossip link, or drop (False)."""
+        link = self._gossip.get(node)
+        return link is not None and link.send(frame)
+
+    def forward(self, node: NodeId, request: Request) -> bool:
+        """See `kvstore.node.router.PeerLinks`."""
+        return self.send(node, request)
+
+    def opened(self, link: Link) -> None:
+        """A link is open."""
+        if link.role == "node":
+            log.info("link up", peer=link.name)
+            self._on_up(link.node)
+
+    def failed(self, link: Link, error: Exception) -> None:
+        """A link could not be made."""
+        if link.role == "node":
+            log.debug("link failed", peer=link.name, error=str(error) or type(error).__name__)
+            self._on_down(link.node)
+
+    def lost(self, link: Link) -> None:
+        """An open link broke."""
+        if link.role == "node":
+            log.info("link lost", peer=link.name)
+            self._on_down(link.node)
+
+    def on_answer(self, link: Link, frame: Frame) -> None:
+        """What came back over a link."""
+        if isinstance(frame, Response):
+            self._on_response(frame)
+        else:
+            log.warning("unexpected frame", peer=link.name, frame=type(frame).__name__)
+
+    async def close(self) -> None:
+        """Close all links."""
+        links = [*self._data.values(), *self._gossip.values()]
+        for link in links:
+            link.close()
+        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+
+
+def make_hello(
+    role: str, cluster_id: str, cluster_name: str, node: NodeId, name: str
+) -> Hello:
+    """This node's side of the handshake."""
+    return Hello(PROTOCOL_VERSION, role, cluster_id, cluster_name, node, name)

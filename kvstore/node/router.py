@@ -1,0 +1,304 @@
+"""Any node answers any key: operations find the slot's primary, here or elsewhere.
+
+A `Request` becomes a `Gathering`, which collects one result for each operation and answers when it has
+all. Each operation goes into the core if this node leads its slot, to the leader in one forwarded
+request per node and tick if it is known, or waits until it is. Where a leader is lost midway the
+operation is sent again as a retry with its own id (rules 4 and 5), until the caller's time is over;
+then it is answered "unavailable" if it was never given to a primary, and "outcome unknown" if it was.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+from cluster.limits import REQUEST_HOPS_MAX
+from cluster.operations import Atomic, Code, Failed, Get, Scan
+from cluster.slot import Call
+from cluster.slots import slot_of
+from kvstore.wire.protocol import Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.ballot import NodeId
+    from cluster.operations import Operation, Result
+    from cluster.outputs import Moved
+    from cluster.slot_table import SlotTable
+
+REQUESTS_MAX = 20_000
+"""Requests being gathered at once; more are refused at the door as overload."""
+
+_OVERLOADED = Failed(
+    Code.OVERLOADED, "this node has as many requests in flight as it takes; try again", 100
+)
+
+
+class PeerLinks(Protocol):
+    """The part of the peers that the router uses."""
+
+    def forward(self, node: NodeId, request: Request) -> bool:
+        """Send a request to a node; False if there is no connection to it."""
+
+
+class Gathering:
+    """One request on its way to one response."""
+
+    __slots__ = ("deadline_ms", "leads", "missing", "reply", "request", "results", "slots", "started")
+
+    def __init__(
+        self, request: Request, slots: list[int], deadline_ms: int, reply: Callable[[Response], None]
+    ) -> None:
+        self.request = request
+        self.slots = slots
+        self.deadline_ms = deadline_ms
+        self.reply = reply
+        self.missing = len(slots)
+        self.results: list[Result | None] = [None] * len(slots)
+        self.started: set[int] | None = None
+        """Operations that may have reached a primary and been sent on since: retries from now on."""
+        self.leads: dict[int, int] = {}
+
+    def put(self, index: int, result: Result) -> bool:
+        """Set one result; True when it was the last. A second result for an operation is ignored."""
+        if self.results[index] is not None:
+            return False
+        self.results[index] = result
+        self.missing -= 1
+        return not self.missing
+
+
+Ticket = tuple[Gathering, int]
+
+
+class Router:
+    """Requests in, responses out.
+
+    Args:
+        me: This node.
+        table: Its slots.
+        links: Connections to the other nodes.
+        wake: Schedules the end of the tick (`kvstore.node.loop`).
+        now_ms: Monotonic time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        me: NodeId,
+        table: SlotTable,
+        links: PeerLinks,
+        wake: Callable[[], None],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._me = me
+        self._table = table
+        self._links = links
+        self._wake = wake
+        self._now_ms = now_ms
+        self._numbers = count(1)
+        self._gatherings: dict[Gathering, None] = {}
+        self._parked: defaultdict[int, list[Ticket]] = defaultdict(list)
+        self._leaving: defaultdict[tuple[NodeId, bool, int], list[Ticket]] = defaultdict(list)
+        self._forwarded: dict[int, tuple[NodeId, list[Ticket]]] = {}
+        self.reads_total = 0
+        self.writes_total = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._gatherings)
+
+    def submit(self, request: Request, reply: Callable[[Response], None]) -> None:
+        """Carry out a validated request; ``reply`` is called once, maybe before this returns."""
+        if len(self._gatherings) >= REQUESTS_MAX:
+            reply(Response(request.id, [_OVERLOADED] * len(request.ops), {}))
+            return
+        slot_count = self._table.slot_count
+        slots = [_slot_for(op, slot_count) for op in request.ops]
+        deadline_ms = self._now_ms() + request.timeout_ms
+        gathering = Gathering(request, slots, deadline_ms, reply)
+        if not slots:
+            reply(Response(request.id, [], {}))
+            return
+        self._gatherings[gathering] = None
+        for index in range(len(slots)):
+            self._route((gathering, index))
+        self._wake()
+
+    def _route(self, ticket: Ticket) -> None:
+        gathering, index = ticket
+        request, number = gathering.request, gathering.slots[index]
+        op = request.ops[index]
+        if type(op) is Get and op.eventual and self._read_here(ticket, number, op):
+            return
+        retry = request.retry or (gathering.started is not None and index in gathering.started)
+        offset = request.offsets[index] if request.offsets else index
+        seen = request.seen[index] if request.seen else b""
+        call = Call(op, request.client, request.number + offset, seen, retry, ticket)
+        if self._table.submit(number, call):
+            return
+        leader = self._table.leader_of(number)
+        if leader is None or leader == self._me:
+            self._parked[number].append(ticket)
+            return
+        if request.hops >= REQUEST_HOPS_MAX:
+            self.answer(ticket, Failed(Code.UNAVAILABLE, f"slot {number} is changing its primary", 50))
+            return
+        gathering.leads[number] = leader
+        self._leaving[leader, retry, gathering.deadline_ms].append(ticket)
+
+    def _read_here(self, ticket: Ticket, number: int, op: Get) -> bool:
+        answer = self._table.read_replica(number, op)
+        if answer is None:
+            return False
+        self.answer(ticket, answer)
+        return True
+
+    def end_tick(self) -> None:
+        """Send what leaves in this tick: one request per node (and kind)."""
+        if not self._leaving:
+            return
+        leaving, self._leaving = self._leaving, defaultdict(list)
+        now_ms = self._now_ms()
+        batches: defaultdict[tuple[NodeId, bool, int, int], list[Ticket]] = defaultdict(list)
+        for (leader, retry, deadline_ms), tickets in leaving.items():
+            for ticket in tickets:
+                client = ticket[0].request.client
+                batches[leader, retry, deadline_ms, client].append(ticket)
+        for (leader, retry, deadline_ms, client), tickets in batches.items():
+            self._forward(leader, tickets, client, retry=retry, left_ms=deadline_ms - now_ms)
+
+    def _forward(
+        self, leader: NodeId, tickets: list[Ticket], client: int, *, retry: bool, left_ms: int
+    ) -> None:
+        frame_id = next(self._numbers)
+        ops: list[Operation] = []
+        seen: list[bytes] = []
+        numbers: list[int] = []
+        hops = 0
+        for gathering, index in tickets:
+            request = gathering.request
+            ops.append(request.ops[index])
+            seen.append(request.seen[index] if request.seen else b"")
+            numbers.append(request.number + (request.offsets[index] if request.offsets else index))
+            hops = max(hops, request.hops)
+        number = min(numbers)
+        offsets = [n - number for n in numbers]
+        request = Request(
+            frame_id, client, number, retry, max(left_ms, 1), hops + 1, ops, seen, offsets
+        )
+        if self._links.forward(leader, request):
+            self._forwarded[frame_id] = (leader, tickets)
+            return
+        for ticket in tickets:
+            self._parked[ticket[0].slots[ticket[1]]].append(ticket)
+
+    def on_response(self, response: Response) -> None:
+        """A forwarded request came back."""
+        known = self._forwarded.pop(response.id, None)
+        if known is None:
+            return
+        _, tickets = known
+        for ticket, result in zip(tickets, response.results, strict=True):
+            ticket[0].leads.update(response.leads)
+            if isinstance(result, Failed) and result.code is Code.UNAVAILABLE:
+                self._again(ticket, started=False)  # R4: refused before a sequence was given
+            else:
+                self.answer(ticket, result)
+
+    def peer_lost(self, node: NodeId) -> None:
+        """The connection broke: what was forwarded over it is sent again as a retry (R5)."""
+        lost = [key for key, (leader, _) in self._forwarded.items() if leader == node]
+        for key in lost:
+            for ticket in self._forwarded.pop(key)[1]:
+                self._again(ticket, started=True)
+        if lost:
+            self._wake()
+
+    def leads_changed(self, slots: list[int]) -> None:
+        """Leaders became known: what was parked for their slots goes on."""
+        if not self._parked:
+            return
+        for number in slots:
+            for ticket in self._parked.pop(number, ()):
+                self._route(ticket)
+        self._wake()
+
+    def on_moved(self, moved: Moved) -> None:
+        """This node lost the slot of an operation that it had taken (R4)."""
+        self._again(moved.ticket, started=moved.started)
+
+    def _again(self, ticket: Ticket, *, started: bool) -> None:
+        gathering, index = ticket
+        if gathering.results[index] is not None:
+            return
+        if started:
+            if gathering.started is None:
+                gathering.started = set()
+            gathering.started.add(index)
+        self._parked[gathering.slots[index]].append(ticket)
+
+    def answer(self, ticket: Ticket, result: Result) -> None:
+        """One operation is done."""
+        gathering, index = ticket
+        if gathering.put(index, result):
+            self._finish(gathering)
+
+    def _finish(self, gathering: Gathering) -> None:
+        self._gatherings.pop(gathering, None)
+        results = [result for result in gathering.results if result is not None]
+        assert len(results) == len(gathering.slots)
+        gathering.reply(Response(gathering.request.id, results, gathering.leads))
+
+    def tick(self) -> None:
+        """Send parked operations on their way again, and answer what nobody waits for any more."""
+        if self._parked:
+            parked, self._parked = self._parked, defaultdict(list)
+            for tickets in parked.values():
+                for ticket in tickets:
+                    if ticket[0].results[ticket[1]] is None:
+                        self._route(ticket)
+            self._wake()
+        now_ms = self._now_ms()
+        for gathering in [g for g in self._gatherings if g.deadline_ms <= now_ms]:
+            self._give_up(gathering)
+
+    def _give_up(self, gathering: Gathering) -> None:
+        waiting = {t[1] for parked in self._parked.values() for t in parked if t[0] is gathering}
+        for index, result in enumerate(gathering.results):
+            if result is not None:
+                continue
+            op, number = gathering.request.ops[index], gathering.slots[index]
+            started = gathering.started is not None and index in gathering.started
+            gathering.put(index, _timed_out(op, number, never_started=index in waiting and not started))
+        for number in {gathering.slots[i] for i in waiting}:
+            kept = [t for t in self._parked[number] if t[0] is not gathering]
+            if kept:
+                self._parked[number] = kept
+            else:
+                del self._parked[number]
+        self._finish(gathering)
+
+
+def _slot_for(op: Operation, slot_count: int) -> int:
+    if isinstance(op, Scan):
+        return op.slot
+    if isinstance(op, Atomic):
+        return slot_of(op.writes[0].key, slot_count)
+    return slot_of(op.key, slot_count)
+
+
+def _timed_out(op: Operation, number: int, *, never_started: bool) -> Failed:
+    if isinstance(op, Get | Scan):
+        return Failed(Code.UNAVAILABLE, f"slot {number} has no reachable primary with a quorum", 100)
+    if never_started:
+        return Failed(
+            Code.UNAVAILABLE,
+            f"slot {number} has no reachable primary with a quorum; nothing was written",
+            100,
+        )
+    return Failed(
+        Code.UNKNOWN,
+        f"slot {number} was losing its primary or quorum; the write may or may not take effect",
+    )

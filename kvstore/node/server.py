@@ -1,0 +1,282 @@
+"""The peer and client port: who may speak, and to whom each frame goes.
+
+A connection says who it is in its first frame (`Hello`); another cluster, another protocol version or
+anything that is no frame is told so, counted, and closed. Then frames go straight to where they
+belong: slot messages and leads into the core, gossip to the failure detector (answered at once, before
+any data), requests through the door to the router. A connection with too many unanswered requests is
+not read from until some are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+
+from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX
+from cluster.operations import Failed
+from kvstore.errors import SetupError
+from kvstore.node.connection import Connection
+from kvstore.node.door import check_operation, check_request
+from kvstore.wire.protocol import (
+    PROTOCOL_VERSION,
+    Founding,
+    Gossip,
+    Hello,
+    Leads,
+    Refused,
+    Request,
+    Response,
+    RouteQuery,
+    Routes,
+    SlotMessages,
+    Welcome,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.ballot import NodeId
+    from cluster.messages import SlotMessage
+    from cluster.operations import Result
+    from cluster.swim import GossipMessage
+    from kvstore.wire.protocol import Frame
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+FRAME_TIMEOUT_S: Final = 30.0
+"""A frame that has begun must be whole within this: slow senders do not hold memory for ever."""
+SWEEP_INTERVAL_S: Final = 1.0
+CONNECTIONS_MAX: Final = 10_000
+
+
+class Host(Protocol):
+    """What the server needs of its node."""
+
+    def welcome(self) -> Welcome:
+        """This node's side of the handshake."""
+
+    def knows(self, node: NodeId) -> bool:
+        """Whether the topology lists this node."""
+
+    def on_slot_messages(self, sender: NodeId, messages: list[SlotMessage]) -> None:
+        """For the core."""
+
+    def on_leads(self, sender: NodeId, leads: Leads) -> None:
+        """For the directory."""
+
+    def on_gossip(self, sender: NodeId, message: GossipMessage) -> None:
+        """For the failure detector."""
+
+    def on_founding(self, founding: Founding) -> Founding:
+        """Somebody founds, or asks."""
+
+    def on_request(self, request: Request, reply: Callable[[Response], None]) -> None:
+        """For the router."""
+
+    def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
+        """The routing table."""
+
+    def slot_count(self) -> int:
+        """Slots of this cluster; 0 before it is founded."""
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
+
+
+class Server:
+    """Listens on the peer and client port."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server | None = None
+        self._connections: dict[Connection, float] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def connections(self) -> int:
+        """Open connections, of clients and nodes."""
+        return len(self._connections)
+
+    async def listen(self, address: str, port: int, flag: str) -> int:
+        """Bind, and return the port (useful for 0).
+
+        Raises:
+            SetupError: the address cannot be bound; the message names `flag`, which changes it.
+        """
+        try:
+            self._server = await self._loop.create_server(self._make, address, port, backlog=1024)
+        except OSError as error:
+            raise SetupError(
+                f"cannot listen on {address}:{port}: {error.strerror or error}; "
+                f"is another node running there? {flag} changes the port"
+            ) from error
+        self._sweep()
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def _make(self) -> Connection:
+        return Connection(self._on_frames, self._on_open, self._on_close, listening=True)
+
+    async def close(self) -> None:
+        """Stop listening and close all connections."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.close("this node stops")
+        await asyncio.sleep(0)
+
+    # -- connections -------------------------------------------------------------------------
+
+    def _on_open(self, connection: Connection) -> None:
+        if len(self._connections) >= CONNECTIONS_MAX:
+            self._host.refused("connections")
+            connection.refuse("overloaded", f"this node has its {CONNECTIONS_MAX} connections")
+        self._connections[connection] = self._loop.time()
+
+    def _on_close(self, connection: Connection, reason: str) -> None:
+        self._connections.pop(connection, None)
+        if ":" in reason and connection.peer is None:
+            kind = reason.partition(":")[0]
+            self._host.refused(kind if kind in ("frame", "cluster", "version", "slow") else "other")
+            log.warning("connection refused", remote=connection.remote, reason=reason)
+
+    def _sweep(self) -> None:
+        """Close those that do not finish a handshake or a frame in time."""
+        now = self._loop.time()
+        for connection, since in list(self._connections.items()):
+            if not connection.handshake_done and now - since > HANDSHAKE_TIMEOUT_S:
+                connection.refuse("slow", f"no handshake within {HANDSHAKE_TIMEOUT_S:g} s")
+            elif connection.partial_since and now - connection.partial_since > FRAME_TIMEOUT_S:
+                self._host.refused("slow")
+                connection.refuse("slow", f"a frame took over {FRAME_TIMEOUT_S:g} s to arrive")
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def _on_frames(self, connection: Connection, frames: list[Frame]) -> None:
+        for frame in frames:
+            if connection.handshake_done:
+                self._on_frame(connection, frame)
+            elif isinstance(frame, Hello):
+                self._on_hello(connection, frame)
+            else:
+                connection.refuse("frame", f"{type(frame).__name__} before the handshake")
+            if not connection.is_open:
+                return
+
+    def _on_hello(self, connection: Connection, hello: Hello) -> None:
+        mine = self._host.welcome()
+        if hello.version != PROTOCOL_VERSION:
+            connection.refuse(
+                "version",
+                f"this node speaks protocol version {PROTOCOL_VERSION}, you speak {hello.version}: "
+                "run the same release on both sides",
+            )
+        elif hello.cluster_name and hello.cluster_name != mine.cluster_name:
+            connection.refuse(
+                "cluster", f"this is cluster {mine.cluster_name!r}, not {hello.cluster_name!r}"
+            )
+        elif hello.cluster_id and mine.cluster_id and hello.cluster_id != mine.cluster_id:
+            connection.refuse(
+                "cluster",
+                f"this node is of another cluster of that name (id {mine.cluster_id}, "
+                f"not {hello.cluster_id})",
+            )
+        elif hello.role not in ("client", "node", "gossip"):
+            connection.refuse("frame", f"unknown role {hello.role!r}")
+        else:
+            connection.peer = hello
+            connection.welcome_frames()
+            connection.send(mine)
+
+    # -- frames ------------------------------------------------------------------------------
+
+    def _on_frame(self, connection: Connection, frame: Frame) -> None:
+        host = self._host
+        hello = connection.peer
+        assert isinstance(hello, Hello)
+        match frame:
+            case Request():
+                self._on_request(connection, frame)
+            case SlotMessages() | Leads() | Gossip() if not (
+                hello.role != "client" and host.knows(hello.node)
+            ):
+                host.refused("stranger")
+                connection.refuse("cluster", "only nodes of this cluster may send this")
+            case SlotMessages():
+                host.on_slot_messages(hello.node, frame.messages)
+            case Gossip():
+                host.on_gossip(hello.node, frame.message)
+            case Leads():
+                self._on_leads(connection, hello.node, frame)
+            case RouteQuery():
+                connection.send(host.routes(frame.id))
+            case Founding():
+                connection.send(host.on_founding(frame))
+            case Hello() | Welcome() | Refused() | Response() | Routes():
+                host.refused("frame")
+                connection.refuse("frame", f"{type(frame).__name__} is not for a server")
+
+    def _on_leads(self, connection: Connection, sender: NodeId, leads: Leads) -> None:
+        try:
+            self._host.on_leads(sender, leads)
+        except ValueError as error:
+            self._host.refused("frame")
+            connection.refuse("frame", str(error))
+
+    def _on_request(self, connection: Connection, request: Request) -> None:
+        fault = check_request(request)
+        if fault is not None:
+            self._host.refused("request")
+            connection.refuse("frame", fault)
+            return
+        connection.in_flight += 1
+        if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
+            connection.hold()
+        slot_count = self._host.slot_count()
+        faults: dict[int, Failed] = {}
+        for index, op in enumerate(request.ops):
+            failed = check_operation(op, slot_count)
+            if failed is not None:
+                faults[index] = failed
+        if not faults:
+            self._host.on_request(request, partial(self._reply, connection))
+            return
+        for _ in faults:
+            self._host.refused("operation")
+        good = without(request, faults)
+        self._host.on_request(good, partial(self._reply_with, connection, faults, len(request.ops)))
+
+    def _reply(self, connection: Connection, response: Response) -> None:
+        if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
+            connection.unhold()
+        connection.in_flight -= 1
+        connection.send(response)
+
+    def _reply_with(
+        self, connection: Connection, faults: dict[int, Failed], count: int, response: Response
+    ) -> None:
+        rest = iter(response.results)
+        results: list[Result] = [faults[i] if i in faults else next(rest) for i in range(count)]
+        self._reply(connection, Response(response.id, results, response.leads))
+
+
+def without(request: Request, faults: dict[int, Failed]) -> Request:
+    """The request with only its good operations, each under its own number."""
+    kept = [index for index in range(len(request.ops)) if index not in faults]
+    return Request(
+        request.id,
+        request.client,
+        request.number,
+        request.retry,
+        request.timeout_ms,
+        request.hops,
+        [request.ops[i] for i in kept],
+        [request.seen[i] for i in kept] if request.seen else [],
+        [request.offsets[i] if request.offsets else i for i in kept],
+    )

@@ -1,0 +1,101 @@
+"""One tick's transaction over the engine: what `cluster.store.Store` asks for.
+
+Writes are collected in one engine batch, in order, and the node writes that batch once at the end of
+the tick. Reads look at what the tick has written before they ask the engine. A scan looks at the
+engine alone, so what is pending is written first; the core scans before it changes anything, so no
+atomic step is ever cut in two by that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvstore.storage import keyspace
+from kvstore.storage.engine import Table
+
+if TYPE_CHECKING:
+    from kvstore.storage.engine import Batch, Engine
+
+_MISSING = object()
+
+
+class TickStore:
+    """See `cluster.store.Store`; `take` ends the tick."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._batch = engine.batch()
+        self._records: dict[bytes, bytes | None] = {}
+
+    def prefix(self, slot: int, generation: int) -> bytes:
+        """Six bytes: slot and generation."""
+        return keyspace.record_prefix(slot, generation)
+
+    def read(self, record_key: bytes) -> bytes | None:
+        """The record as of everything written so far, this tick included."""
+        if self._records:
+            pending = self._records.get(record_key, _MISSING)
+            if pending is not _MISSING:
+                return pending  # type: ignore[return-value]
+        return self._engine.get(Table.RECORDS, record_key)
+
+    def write(self, record_key: bytes, record: bytes | None) -> None:
+        """Put or remove a record."""
+        self._records[record_key] = record
+        if record is None:
+            self._batch.delete(Table.RECORDS, record_key)
+        else:
+            self._batch.put(Table.RECORDS, record_key, record)
+
+    def scan(self, prefix: bytes, begin: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """User keys and records in order from ``begin`` on."""
+        self.flush()
+        end = keyspace.prefix_end(prefix)
+        rows = self._engine.scan(Table.RECORDS, prefix + begin, end, limit=limit)
+        cut = len(prefix)
+        return [(key[cut:], record) for key, record in rows]
+
+    def log(self, prefix: bytes, sequence: int, entry: bytes) -> None:
+        """Put a key-log entry."""
+        self._batch.put(Table.LOG, prefix + sequence.to_bytes(8, "big"), entry)
+
+    def log_entries(self, prefix: bytes, above: int) -> list[tuple[int, bytes]]:
+        """Entries above a sequence, in order."""
+        self.flush()
+        begin = prefix + (above + 1).to_bytes(8, "big")
+        end = keyspace.prefix_end(prefix)
+        rows = self._engine.scan(Table.LOG, begin, end, limit=_LOG_ROWS_MAX)
+        return [(int.from_bytes(key[-8:], "big"), entry) for key, entry in rows]
+
+    def drop_log(self, prefix: bytes, first: int, end: int) -> None:
+        """Remove entries, one by one: see `keyspace` for why."""
+        for sequence in range(first, end):
+            self._batch.delete(Table.LOG, prefix + sequence.to_bytes(8, "big"))
+
+    def drop(self, prefix: bytes) -> None:
+        """Remove a generation."""
+        self._records = {k: v for k, v in self._records.items() if not k.startswith(prefix)}
+        end = keyspace.prefix_end(prefix)
+        self._batch.delete_range(Table.RECORDS, prefix, end)
+        self._batch.delete_range(Table.LOG, prefix, end)
+
+    def set_slot(self, slot: int, row: bytes) -> None:
+        """Put a slot's row."""
+        self._batch.put(Table.META, keyspace.meta_slot_key(slot), row)
+
+    def flush(self) -> None:
+        """Make what is pending visible to scans; durable it becomes with the tick."""
+        if len(self._batch):
+            self._engine.write(self._batch)
+            self._batch = self._engine.batch()
+            self._records = {}
+
+    def take(self) -> Batch:
+        """The batch of this tick; the next write belongs to the next one."""
+        batch, self._batch = self._batch, self._engine.batch()
+        self._records = {}
+        return batch
+
+
+_LOG_ROWS_MAX = 1_000_000
+"""More than a key log ever holds: it is read whole or from a point to its end."""
