@@ -1,0 +1,218 @@
+"""A node in a dictionary: `NodeView` without replication, for tests of the doors.
+
+It keeps the meaning of every operation (conditions, expiry, atomic batches, pages, rule 5's
+repeats), so that a door tested against it meets what a cluster would answer. Faults are injected
+by setting `fail` or `hang`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from cluster.ballot import Ballot
+from cluster.operations import (
+    PRESENT,
+    Absent,
+    Atomic,
+    Code,
+    Conflict,
+    Delete,
+    Deleted,
+    Done,
+    Failed,
+    Found,
+    Get,
+    Incr,
+    Number,
+    Operation,
+    Page,
+    Put,
+    Result,
+    Scan,
+    Touch,
+)
+from cluster.records import (
+    decode_record,
+    encode_record,
+    expires_at_ms,
+    pack_version,
+    record_version,
+)
+from cluster.slots import slot_of
+from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
+from kvstore.wire.protocol import Request, Response, RouteNode, Routes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.topology import Topology
+
+BALLOT = Ballot(1, 7)
+
+
+class FakeNode:
+    """One node that holds everything."""
+
+    def __init__(self, slot_count: int = 64, now_ms: Callable[[], int] = lambda: 1_000) -> None:
+        self.slot_count = slot_count
+        self.records: dict[bytes, bytes] = {}
+        self.sequence = 0
+        self.answered: dict[tuple[int, int], Result] = {}
+        self.requests: list[Request] = []
+        self.fail: Callable[[Operation], Result | None] = lambda op: None
+        self.hang = False
+        self.ready = True
+        self._now_ms = now_ms
+
+    @property
+    def id(self) -> int:
+        return BALLOT.node
+
+    @property
+    def name(self) -> str:
+        return "n1"
+
+    @property
+    def topology(self) -> Topology | None:
+        return None
+
+    async def submit(self, request: Request) -> Response:
+        if self.hang:
+            await asyncio.sleep(3600)
+        await asyncio.sleep(0)
+        self.requests.append(request)
+        results: list[Result] = []
+        for index, op in enumerate(request.ops):
+            offset = request.offsets[index] if request.offsets else index
+            results.append(self._once(op, (request.client, request.number + offset)))
+        return Response(request.id, results, {})
+
+    def routes(self, id: int = 0) -> Routes:  # noqa: A002
+        node = RouteNode(self.id, self.name, "127.0.0.1:7401", "127.0.0.1:8401", "a", "alive")
+        nothing = bytes(20 * self.slot_count)
+        return Routes(
+            id, "c1", "test", 3, self.slot_count, [node], bytes(2 * self.slot_count), nothing
+        )
+
+    def members(self) -> list[MemberStatus]:
+        count = self.slot_count
+        alive = ("127.0.0.1:7401", "127.0.0.1:8401", "a", "alive", 0, count, count)
+        return [MemberStatus(self.id, self.name, *alive)]
+
+    def slot_status(self, slot: int) -> SlotStatus:
+        return SlotStatus(slot, ["n1"], [], "n1", "primary", "1.7", self.sequence, self.sequence)
+
+    def status(self) -> NodeStatus:
+        reason = "" if self.ready else "slot 5 has no primary"
+        slots = self.slot_count
+        return NodeStatus(
+            id=self.id,
+            name=self.name,
+            version="0.1.0",
+            ready=self.ready,
+            not_ready_reason=reason,
+            uptime_ms=5_000,
+            keys_estimate=len(self.records),
+            disk_bytes=4_096,
+            memory_bytes=1_048_576,
+            slots_led=slots,
+            slots_held=slots,
+            requests_in_flight=0,
+            reads_total=3,
+            writes_total=self.sequence,
+            syncs_total=2,
+            sync_ms_mean=1.5,
+            problems=[],
+        )
+
+    def _once(self, op: Operation, id_: tuple[int, int]) -> Result:
+        failed = self.fail(op)
+        if failed is not None:
+            return failed
+        if isinstance(op, Get | Scan):
+            return self._read(op)
+        if id_ not in self.answered:
+            self.answered[id_] = self._write(op)
+        return self.answered[id_]
+
+    def _live(self, key: bytes) -> bytes | None:
+        record = self.records.get(key)
+        if record is not None and 0 < expires_at_ms(record) <= self._now_ms():
+            del self.records[key]
+            return None
+        return record
+
+    def _read(self, op: Get | Scan) -> Result:
+        if isinstance(op, Get):
+            record = self._live(op.key)
+            return Absent() if record is None else Found(record)
+        keys = sorted(
+            key
+            for key in list(self.records)
+            if slot_of(key, self.slot_count) == op.slot
+            and key.startswith(op.prefix)
+            and key > op.after
+            and self._live(key) is not None
+        )
+        page = keys[: op.limit]
+        records = [self.records[key] for key in page] if op.values else []
+        return Page(page, records, len(keys) > len(page))
+
+    def _write(self, op: Put | Delete | Incr | Touch | Atomic) -> Result:
+        for write in op.writes if isinstance(op, Atomic) else [op]:
+            if isinstance(write, Put | Delete) and not self._holds(write):
+                current = self._live(write.key)
+                return Conflict(b"" if current is None else record_version(current))
+        version = pack_version(BALLOT, self.sequence + 1)
+        result = self._change(op, version)
+        if not isinstance(result, Failed | Absent):
+            self.sequence += 1
+        return result
+
+    def _holds(self, op: Put | Delete) -> bool:
+        record = self._live(op.key)
+        if op.expect is None:
+            return True
+        if op.expect == PRESENT:
+            return record is not None
+        return op.expect == (b"" if record is None else record_version(record))
+
+    def _change(self, op: Put | Delete | Incr | Touch | Atomic, version: bytes) -> Result:
+        match op:
+            case Put():
+                expiry = self._now_ms() + op.ttl_ms if op.ttl_ms else 0
+                record = encode_record(version, bytes(op.value), op.content_type, expiry)
+                self.records[op.key] = record
+                return Done(version)
+            case Delete():
+                existed = self._live(op.key) is not None
+                self.records.pop(op.key, None)
+                return Deleted(version, existed)
+            case Incr():
+                return self._increment(op, version)
+            case Touch():
+                return self._touch(op, version)
+            case Atomic():
+                for write in op.writes:
+                    self._change(write, version)
+                return Done(version)
+
+    def _increment(self, op: Incr, version: bytes) -> Result:
+        before = self._live(op.key)
+        value = 0 if before is None else msgpack.unpackb(decode_record(before).value)
+        if type(value) is not int or not -(2**63) <= value + op.by < 2**63:
+            return Failed(Code.WRONG_TYPE, "the stored value is no 64-bit integer")
+        self.records[op.key] = encode_record(version, msgpack.packb(value + op.by))
+        return Number(version, value + op.by)
+
+    def _touch(self, op: Touch, version: bytes) -> Result:
+        before = self._live(op.key)
+        if before is None:
+            return Absent()
+        old = decode_record(before)
+        expiry = self._now_ms() + op.ttl_ms if op.ttl_ms else 0
+        self.records[op.key] = encode_record(version, old.value, old.content_type, expiry)
+        return Done(version)
