@@ -109,6 +109,7 @@ class ClientCore:
             Unavailable: no node gave one before the deadline.
         """
         table, attempt = self.table, 0
+        told: list[NotSent] = []
         while not table.known:
             now = self.now()
             if now - self._fetching_since < _FETCH_SECONDS and now < deadline:
@@ -122,10 +123,12 @@ class ClientCore:
             if table.known:
                 return
             attempt += 1
-            if self.now() >= deadline or all(failure.permanent for failure in failures):
-                reasons = "; ".join(failure.detail for failure in failures) or "time was over"
+            over = self.now() >= deadline
+            told = told if over and told else failures  # a round that was cut short knows less
+            if over or all(failure.permanent for failure in failures):
+                reasons = "; ".join(failure.detail for failure in told) or "time was over"
                 message = f"no node of {', '.join(table.seeds)} can be used: {reasons}"
-                if any("auth" in failure.detail for failure in failures if failure.permanent):
+                if any("(auth)" in failure.detail for failure in told if failure.permanent):
                     raise AuthError(message)
                 raise Unavailable(f"{message}. Check the address and that the cluster runs")
             yield Pause(min(backoff_seconds(attempt + 2, self._chance), deadline - self.now()))

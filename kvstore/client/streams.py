@@ -9,6 +9,7 @@ semaphore bounds what is under way in all.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -217,7 +218,7 @@ class StreamTransport:
             self._drop(connection)
             return NotSent(f"{address}: no connection within {self._connect_timeout:g} s")
         except OSError as error:
-            return NotSent(f"{address}: {(error.strerror or str(error)).lower()}")
+            return NotSent(f"{address}: {_reason(error)}")
         except asyncio.CancelledError:
             self._drop(connection)
             raise
@@ -233,6 +234,12 @@ class StreamTransport:
     def _drop(connection: _Connection | None) -> None:
         if connection is not None:
             connection.close("given up")
+
+
+def _reason(error: OSError) -> str:
+    """The system's words; asyncio's own text hides them behind the address."""
+    named = error.errno is not None and not isinstance(error, socket.gaierror)
+    return (os.strerror(error.errno or 0) if named else error.strerror or str(error)).lower()
 
 
 def _expire(reply: asyncio.Future[Any], address: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Self
@@ -90,6 +90,8 @@ class FakeCluster:
         self.route_queries = 0
         self.page_keys_max = 1_000
         self.sequence = 0
+        self._indexed_at = (0, 0)
+        self._keys_of_slot: defaultdict[int, list[bytes]] = defaultdict(list)
         self._doors: list[asyncio.Server] = []
         self._open: list[set[_Door]] = [set() for _ in range(nodes)]
         self._loop = asyncio.new_event_loop()
@@ -230,11 +232,13 @@ class FakeCluster:
         return b"" if record is None else record_version(record)
 
     def _page(self, op: Scan) -> Page:
-        keys = sorted(
-            key
-            for key in list(self.records)
-            if key.startswith(op.prefix) and key > op.after and slot_of(key) == op.slot
-        )
+        if self._indexed_at != (self.sequence, len(self.records)):
+            self._indexed_at = (self.sequence, len(self.records))
+            self._keys_of_slot.clear()
+            for key in sorted(self.records):
+                self._keys_of_slot[slot_of(key)].append(key)
+        candidates = self._keys_of_slot.get(op.slot, [])
+        keys = [key for key in candidates if key.startswith(op.prefix) and key > op.after]
         limit = min(op.limit, self.page_keys_max)
         some = keys[:limit]
         records = [self.records[key] for key in some] if op.values else []
