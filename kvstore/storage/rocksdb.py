@@ -15,8 +15,8 @@ atomic across tables, one fsync covers everything. What `rocksdict` 0.3.29 does,
 - A table that is asked after ``close()`` may answer None. Closed means raising here.
 
 Recovery refuses a WAL with a bad checksum and takes one whose last record is cut off
-(``tolerate_corrupted_tail_records``): nothing in the middle is ever skipped silently. It is strict: a
-power cut that leaves garbage instead of a short file after the last sync is refused too, and the
+(``tolerate_corrupted_tail_records``): nothing in the middle is ever skipped silently. It is strict:
+a power cut that leaves garbage instead of a short file after the last sync is refused too, and the
 node comes back from its peers (rule 12). A kill of the process never looks like that.
 
 Memory is the block cache, and what the write buffers use is charged to it. Indexes and filters live
