@@ -16,7 +16,7 @@ from kvstore.client.core import ClientCore
 from kvstore.client.exchange import Exchange
 from kvstore.client.scanning import ScanPage, Walk, check_limit
 from kvstore.client.streams import StreamTransport
-from kvstore.client.sync import LINEARIZABLE, PAGE_KEYS
+from kvstore.client.sync import CLOSED_UNDER_WAY, LINEARIZABLE, PAGE_KEYS
 from kvstore.errors import ClientClosed
 
 if TYPE_CHECKING:
@@ -355,6 +355,8 @@ class AsyncClient:
         try:
             step = next(flow)
             while True:
+                if self._closed:
+                    raise ClientClosed(CLOSED_UNDER_WAY)
                 if isinstance(step, Exchange):
                     step = flow.send(await self._transport.exchange(step.sends, step.deadline))
                 else:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LINEARIZABLE = flows.CONSISTENCIES[0]
+CLOSED_UNDER_WAY = "the client was closed while this call was under way: a write may have happened"
 PAGE_KEYS = 1_000
 """What a scan fetches at a time."""
 
@@ -356,6 +357,8 @@ class Client:
         try:
             step = next(flow)
             while True:
+                if self._closed:
+                    raise ClientClosed(CLOSED_UNDER_WAY)
                 if isinstance(step, Exchange):
                     step = flow.send(self._transport.exchange(step.sends, step.deadline))
                 else:

@@ -201,6 +201,19 @@ async def test_use_after_close(cluster: FakeCluster) -> None:
         await db.get("k")
 
 
+async def test_close_ends_calls_under_way(cluster: FakeCluster) -> None:
+    db = connect_async(cluster.url)
+    await db.get("k")
+    cluster.rule = lambda _: "silent"
+    call = asyncio.create_task(db.put("k", 1))
+    await asyncio.sleep(0.05)
+    await db.close()
+    started = time.monotonic()
+    with pytest.raises(ClientClosed, match="under way"):
+        await call
+    assert time.monotonic() - started < 1
+
+
 def test_another_loop_gets_a_clear_error(cluster: FakeCluster) -> None:
     db = connect_async(cluster.url)
     with asyncio.Runner() as runner:

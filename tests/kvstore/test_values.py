@@ -5,7 +5,6 @@ from collections import OrderedDict
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,8 +152,10 @@ def test_any_bytes_are_a_value_or_corrupt(stored: bytes) -> None:
 
 
 def test_an_extension_of_another_program_is_handed_out() -> None:
-    extension = msgpack.ExtType(5, b"abc")
-    assert unpack_value(pack_value([extension])) == [extension]
+    stored = b"\x91\xc7\x03\x05abc"
+    (extension,) = unpack_value(stored)
+    assert (extension.code, extension.data) == (5, b"abc")
+    assert pack_value([extension]) == stored
 
 
 def test_keys() -> None:
