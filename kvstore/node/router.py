@@ -122,6 +122,10 @@ class Router:
             reply(Response(request.id, [], {}))
             return
         self._gatherings[gathering] = None
+        if type(request.ops[0]) is Get or type(request.ops[0]) is Scan:
+            self.reads_total += len(slots)
+        else:
+            self.writes_total += len(slots)
         for index in range(len(slots)):
             self._route((gathering, index))
         self._wake()

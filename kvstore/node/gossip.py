@@ -1,0 +1,86 @@
+"""The failure detector on a real clock and real links.
+
+`cluster.swim` decides; this calls it when it is due, sends what it says over the gossip links, and
+passes on what it finds. A probe is answered in the turn of the loop in which it arrives, before any
+data. Gossip decides routing and alarms, never safety.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cluster.members import MemberState
+from kvstore.wire.protocol import Gossip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from cluster.ballot import NodeId
+    from cluster.swim import GossipMessage, Swim
+    from kvstore.node.peers import Peers
+
+log = structlog.get_logger(__name__)
+
+
+class GossipDriver:
+    """Runs one `Swim`.
+
+    Args:
+        swim: The state machine.
+        peers: Its links.
+        on_state: Told each change of a member's state.
+        now_ms: Monotonic milliseconds.
+    """
+
+    def __init__(
+        self,
+        swim: Swim,
+        peers: Peers,
+        on_state: Callable[[NodeId, MemberState], None],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.swim = swim
+        self._peers = peers
+        self._on_state = on_state
+        self._now_ms = now_ms
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to probe."""
+        self._tick()
+
+    def receive(self, sender: NodeId, message: GossipMessage) -> None:
+        """A message of another node; the answer leaves at once."""
+        self._send(self.swim.on_message(sender, message, self._now_ms()))
+
+    def unreachable(self, node: NodeId) -> None:
+        """The transport says that nobody is there."""
+        self._send(self.swim.on_unreachable(node, self._now_ms()))
+
+    def _tick(self) -> None:
+        if self._closed:
+            return
+        now_ms = self._now_ms()
+        self._send(self.swim.tick(now_ms))
+        wait_ms = max(self.swim.next_due_ms() - now_ms, 10)
+        self._timer = self._loop.call_later(wait_ms / 1_000, self._tick)
+
+    def _send(self, messages: Iterable[tuple[NodeId, GossipMessage]]) -> None:
+        for node, message in messages:
+            self._peers.send_gossip(node, Gossip(message))
+        for event in self.swim.take_events():
+            log.info("member", node=event.member.name, state=event.member.state.name.lower())
+            self._on_state(event.member.node, event.member.state)
+
+    def close(self) -> None:
+        """Say goodbye and stop."""
+        self._closed = True
+        for node, message in self.swim.leave(self._now_ms()):
+            self._peers.send_gossip(node, Gossip(message))
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,152 @@
+"""A node as a process: settings in, a clean exit out.
+
+The order matters. The directory is locked before anything is opened; the ports are bound before the
+cluster is told of them; a failed sync ends the process at once, because after it nothing that the disk
+says can be believed (rule 12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from cluster.topology import Node as Member
+from kvstore.errors import SetupError
+from kvstore.http.app import make_app
+from kvstore.http.server import start_http
+from kvstore.http.settings import HttpSettings
+from kvstore.metrics import Metrics
+from kvstore.node.node import Node
+from kvstore.storage.datadir import DataDir, DataDirError
+from kvstore.storage.engine import EngineError
+from kvstore.storage.group_commit import GroupCommit, ImmediateCommit
+from kvstore.storage.keyspace import claim_format
+from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.rocksdb import RocksEngine
+
+if TYPE_CHECKING:
+    from kvstore.settings import NodeSettings
+    from kvstore.storage.engine import Engine
+    from kvstore.storage.group_commit import Commit
+
+log = structlog.get_logger(__name__)
+
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the loop may keep the interpreter from the sync thread; the default of 5 ms delays acks."""
+
+LOST_DISK_STATUS: Final = 74
+"""Exit status when the disk failed (EX_IOERR)."""
+
+
+def run_node(settings: NodeSettings) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status.
+
+    Raises:
+        SetupError: a port, the data directory or the cluster is not what the settings say.
+    """
+    assert __debug__, "the invariants are assertions: do not run a node with python -O"
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        new_event_loop = asyncio.new_event_loop
+    try:
+        directory = DataDir.open(Path(settings.data_dir))
+    except DataDirError as error:
+        raise SetupError(str(error)) from error
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(_serve(settings, directory))
+    finally:
+        directory.close()
+
+
+def open_engine(settings: NodeSettings, directory: DataDir) -> Engine:
+    """The engine that the settings name.
+
+    Raises:
+        SetupError: its files cannot be used; the message says why and what to do.
+    """
+    try:
+        engine: Engine
+        if settings.engine == "memory":
+            engine = MemoryEngine()
+        else:
+            engine = RocksEngine(directory.db_path, cache_bytes=settings.cache_bytes)
+        claim_format(engine)
+    except EngineError as error:
+        raise SetupError(f"cannot open the store in {settings.data_dir}: {error}") from error
+    return engine
+
+
+async def _serve(settings: NodeSettings, directory: DataDir) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine = open_engine(settings, directory)
+    commit: Commit
+    if settings.durability == "os":
+        commit = ImmediateCommit(engine, loop, _disk_lost)
+    else:
+        commit = GroupCommit(engine, loop, _disk_lost)
+    metrics = Metrics()
+    node = Node(
+        Member(
+            directory.member_id,
+            settings.name,
+            settings.advertised_address,
+            settings.advertised_http_address,
+            settings.zone,
+            settings.weight,
+        ),
+        settings.cluster,
+        engine,
+        commit,
+        metrics,
+        founders=settings.founders,
+        slot_count=settings.slot_count,
+        replicas=settings.replicas,
+    )
+    http = None
+    try:
+        await node.server.listen(settings.host, settings.port, "--port")
+        app = make_app(node, metrics, HttpSettings())
+        http = await start_http(app, settings.http_host, settings.http_port, flag="--http-port")
+        metrics.watch_node(node)
+        log.info(
+            "listening", node=settings.name, id=f"{node.id:012x}", pid=os.getpid(),
+            port=settings.port, http=settings.http_port,
+        )
+        start = asyncio.ensure_future(node.start())
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([start, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            start.result()
+            gc.collect()
+            gc.freeze()  # thousands of slots live as long as the node: no need to walk them again
+            await stopped
+        start.cancel()
+        stopped.cancel()
+        log.info("stopping", node=settings.name)
+    finally:
+        if http is not None:
+            await http.cleanup()
+        with suppress(EngineError):
+            await node.close()
+    return 0
+
+
+def _disk_lost(error: Exception) -> None:
+    """A write or sync failed: exit without another acknowledgement (R12)."""
+    log.error("the disk failed; this node stops", error=str(error))
+    sys.stderr.flush()
+    os._exit(LOST_DISK_STATUS)

@@ -1,0 +1,314 @@
+"""The whole node, assembled.
+
+::
+
+    client port ─┐                        ┌─> peers (data, gossip)
+    HTTP ────────┼─> router ─> SlotTable ─┼─> storage ─> sync thread
+    peers ───────┘      tick (loop.py)    └─> answers
+
+The parts know each other only through what they are given here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cluster.members import MemberState, MemberUpdate
+from cluster.placement import place
+from cluster.slot_table import SlotTable
+from cluster.swim import Swim, SwimSettings
+from cluster.topology import Node as Member
+from cluster.topology import Topology, decode_topology
+from kvstore.errors import SetupError
+from kvstore.node.directory import Directory, pack_leads
+from kvstore.node.founding import Founder, make_founding
+from kvstore.node.gossip import GossipDriver
+from kvstore.node.loop import CoreLoop
+from kvstore.node.peers import Peers, make_hello
+from kvstore.node.recovery import store_founding, stored_slots, stored_topology
+from kvstore.node.router import Router
+from kvstore.node.server import Server
+from kvstore.node.status import StatusBoard
+from kvstore.storage.tick_store import TickStore
+from kvstore.wire.protocol import PROTOCOL_VERSION, Welcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.ballot import NodeId
+    from cluster.messages import SlotMessage
+    from cluster.swim import GossipMessage
+    from kvstore.metrics import Metrics
+    from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
+    from kvstore.storage.engine import Engine
+    from kvstore.storage.group_commit import Commit
+    from kvstore.wire.protocol import Founding, Hello, Leads, Request, Response, Routes
+
+log = structlog.get_logger(__name__)
+
+TICK_INTERVAL_S = 0.05
+"""Timers of the core and the router: takeovers, retries, deadlines."""
+
+
+def now_ms() -> int:
+    """Monotonic milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class Node:
+    """One member of a cluster, or an embedded store (a cluster of one without ports).
+
+    Args:
+        me: Itself, as the topology lists it; addresses are those that it advertises.
+        cluster_name: As the person typed it.
+        engine: Open, and its own.
+        commit: Makes its batches durable.
+        metrics: Counts what doors refuse.
+        founders: Addresses that found the cluster together; empty for a cluster of one.
+    """
+
+    def __init__(
+        self,
+        me: Member,
+        cluster_name: str,
+        engine: Engine,
+        commit: Commit,
+        metrics: Metrics,
+        *,
+        founders: tuple[str, ...] = (),
+        slot_count: int,
+        replicas: int,
+    ) -> None:
+        self.id = me.id
+        self.name = me.name
+        self.topology: Topology | None = None
+        self.started_ms = now_ms()
+        self.metrics = metrics
+        self.engine = engine
+        self.commit = commit
+        self._me = me
+        self._cluster_name = cluster_name
+        self._founders = founders
+        self._slot_count = slot_count
+        self._replicas = replicas
+        self._loop = asyncio.get_running_loop()
+        self._adopted: asyncio.Future[Topology] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._down: set[NodeId] = set()
+        self._rng = random.Random()  # noqa: S311 - jitter
+        self.server = Server(self)
+        self.peers = Peers(
+            self._hello, self._link_up, self._link_down, self._on_response, self._rng
+        )
+        self.board = StatusBoard(self)
+        self.store = TickStore(engine)
+        self.table: SlotTable
+        self.core: CoreLoop
+        self.router: Router
+        self.directory: Directory
+        self.gossip: GossipDriver
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """From the disk, or by founding, to a node that takes part.
+
+        Raises:
+            SetupError: the cluster refuses it, or the disk belongs to another one.
+        """
+        topology = stored_topology(self.engine)
+        founding = topology is None
+        if topology is None:
+            founder = Founder(
+                self._me,
+                self._cluster_name,
+                self._founders,
+                self._hello("node"),
+                slot_count=self._slot_count,
+                replicas=self._replicas,
+            )
+            topology = await founder.found(self._adopted)
+        elif topology.cluster_name != self._cluster_name:
+            raise SetupError(
+                f"the data directory belongs to cluster {topology.cluster_name!r}, not "
+                f"{self._cluster_name!r}: choose another --data-dir or --cluster"
+            )
+        if topology.node(self.id) is None:
+            raise SetupError(f"the data directory's cluster does not list member {self.id:012x}")
+        self._assemble(topology, founding=founding)
+        self.gossip.start()
+        self._tick()
+
+    def _assemble(self, topology: Topology, *, founding: bool) -> None:
+        self.topology = topology
+        self.directory = Directory(topology.slot_count)
+        self.table = SlotTable(self.id, topology.slot_count, self.store, self._rng)
+        self.core = CoreLoop(
+            self.id, self.table, self.store, self.commit, self._leads_changed, now_ms
+        )
+        self.router = Router(self.id, self.table, self.peers, self.core.wake, now_ms)
+        self.core.peers, self.core.router = self.peers, self.router
+        self.core.wake()
+        members = {
+            node.id: MemberUpdate(
+                node.id, 0, MemberState.ALIVE, node.name, node.address, node.http_address, node.zone
+            )
+            for node in topology.nodes
+        }
+        swim = Swim(members[self.id], SwimSettings(), self._rng)
+        self.gossip = GossipDriver(swim, self.peers, self._member_state, now_ms)
+        for node in topology.nodes:
+            if node.id != self.id:
+                self.table.peer_hoped(node.id)
+                self.peers.add(node.id, node.name, node.address)
+        swim.join([update for node, update in members.items() if node != self.id], now_ms())
+        if founding:
+            self.table.found(place(topology).owners)
+            store_founding(self.engine, self.store, topology)
+        else:
+            self.table.restore(stored_slots(self.engine))
+
+    def _tick(self) -> None:
+        self.core.wake()
+        self.table.tick()
+        self.router.tick()
+        self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
+
+    async def close(self) -> None:
+        """Stop cleanly: what is acknowledged is durable already; leave and let go of everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.topology is not None:
+            self.gossip.close()
+            self.core.close()
+        await self.server.close()
+        await self.peers.close()
+        await self.commit.close()
+        self.engine.close()
+
+    # -- neighbours --------------------------------------------------------------------------
+
+    def _hello(self, role: str) -> Hello:
+        cluster_id = self.topology.cluster_id if self.topology is not None else ""
+        return make_hello(role, cluster_id, self._cluster_name, self.id, self.name)
+
+    def _link_up(self, node: NodeId) -> None:
+        self.core.wake()
+        self.peers.send(node, pack_leads(self.table.led(), (), complete=True))
+        if self.gossip.swim.members()[node].state is not MemberState.DEAD:
+            self._down.discard(node)
+            self.table.peer_up(node)
+
+    def _link_down(self, node: NodeId) -> None:
+        self.gossip.unreachable(node)
+        self.router.peer_lost(node)
+        self._peer_down(node)
+
+    def _peer_down(self, node: NodeId) -> None:
+        if node not in self._down:
+            self._down.add(node)
+            self.core.wake()
+            self.directory.forget(node)
+            self.table.peer_down(node)
+
+    def _member_state(self, node: NodeId, state: MemberState) -> None:
+        if node == self.id:
+            return
+        if state in (MemberState.DEAD, MemberState.LEFT):
+            self._peer_down(node)
+        elif state is MemberState.ALIVE and node in self._down and self.peers.names().get(node):
+            self._link_up(node)
+
+    def _leads_changed(self, slots: set[int]) -> None:
+        led = [(number, position) for number, position in self.table.led() if number in slots]
+        lost = slots.difference(number for number, _ in led)
+        leads = pack_leads(led, sorted(lost), complete=False)
+        for node in self.peers.names():
+            self.peers.send(node, leads)
+        self.router.leads_changed([number for number, _ in led])
+
+    def _on_response(self, response: Response) -> None:
+        self.router.on_response(response)
+        self.core.wake()
+
+    # -- what the server hands on (`kvstore.node.server.Host`) -----------------------------------
+
+    def welcome(self) -> Welcome:
+        """This node's side of the handshake."""
+        cluster_id = self.topology.cluster_id if self.topology is not None else ""
+        return Welcome(PROTOCOL_VERSION, cluster_id, self._cluster_name, self.id, self.name)
+
+    def knows(self, node: NodeId) -> bool:
+        """Whether the topology lists this node."""
+        return self.topology is not None and self.topology.node(node) is not None
+
+    def on_slot_messages(self, sender: NodeId, messages: list[SlotMessage]) -> None:
+        """For the core."""
+        self.core.receive(sender, messages)
+
+    def on_gossip(self, sender: NodeId, message: GossipMessage) -> None:
+        """For the failure detector."""
+        self.gossip.receive(sender, message)
+
+    def on_leads(self, sender: NodeId, leads: Leads) -> None:
+        """For the directory, the core and whatever waits for a leader."""
+        led, lost = self.directory.take(sender, leads)
+        self.core.wake()
+        self.table.peer_leads_no_more(sender, lost)
+        self.table.peer_leads(sender, led)
+        self.router.leads_changed(led)
+
+    def on_founding(self, founding: Founding) -> Founding:
+        """Somebody founds, or asks whether this node is founded."""
+        if founding.topology and self.topology is None and not self._adopted.done():
+            topology = decode_topology(founding.topology)
+            if topology.node(self.id) is not None:
+                self._adopted.set_result(topology)
+        return make_founding(self.topology, self._me)
+
+    def on_request(self, request: Request, reply: Callable[[Response], None]) -> None:
+        """For the router."""
+        self.core.wake()
+        self.router.submit(request, reply)
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
+        self.metrics.refused(reason)
+
+    def slot_count(self) -> int:
+        """Slots of the cluster; 0 before it is founded."""
+        return self.topology.slot_count if self.topology is not None else 0
+
+    # -- what the doors see (`kvstore.node.view.NodeView`) ----------------------------------------
+
+    async def submit(self, request: Request) -> Response:
+        """Carry out operations on any keys; what goes wrong is in the results, never raised."""
+        answered: asyncio.Future[Response] = self._loop.create_future()
+
+        def reply(response: Response) -> None:
+            if not answered.done():
+                answered.set_result(response)
+
+        self.on_request(request, reply)
+        return await answered
+
+    def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
+        """The routing table as a client needs it."""
+        return self.board.routes(id)
+
+    def members(self) -> list[MemberStatus]:
+        """Every node of the topology with its state by gossip."""
+        return self.board.members()
+
+    def slot_status(self, slot: int) -> SlotStatus:
+        """Where a slot lives."""
+        return self.board.slot_status(slot)
+
+    def status(self) -> NodeStatus:
+        """This node's own figures."""
+        return self.board.status()

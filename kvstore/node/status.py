@@ -1,0 +1,144 @@
+"""What a node says of itself and its cluster: read-only views, made when they are asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import psutil
+
+from cluster.slot import Candidate, Primary
+from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
+from kvstore.wire.protocol import Routes
+
+if TYPE_CHECKING:
+    from cluster.ballot import NodeId
+    from kvstore.node.node import Node
+
+PROBLEM_FSYNC_MS = 50.0
+"""A mean fsync above this is worth a word: every write waits for two of them."""
+
+
+class StatusBoard:
+    """Answers `kvstore.node.view.NodeView`'s questions about a node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._process = psutil.Process()
+
+    def routes(self, frame_id: int) -> Routes:
+        """The routing table as a client needs it; empty before the cluster is founded."""
+        node = self._node
+        if node.topology is None:
+            return Routes(frame_id, "", node.welcome().cluster_name, 0, 0, [], b"", b"")
+        states = {n: m.state.name.lower() for n, m in node.gossip.swim.members().items()}
+        return node.directory.routes(frame_id, node.topology, states, node.id, node.table.led())
+
+    def members(self) -> list[MemberStatus]:
+        """Every node of the topology with its state by gossip."""
+        node = self._node
+        if node.topology is None:
+            return []
+        now_ms = time.monotonic_ns() // 1_000_000
+        led = Counter(leader for leader in node.directory.leaders if leader is not None)
+        led[node.id] = sum(1 for _ in node.table.led())
+        held: Counter[NodeId] = Counter()
+        for slot in node.table.slots:
+            if slot is not None:
+                held.update(slot.config.members)
+        known = node.gossip.swim.members()
+        found = []
+        for listed in node.topology.nodes:
+            member = known.get(listed.id)
+            found.append(
+                MemberStatus(
+                    listed.id,
+                    listed.name,
+                    listed.address,
+                    listed.http_address,
+                    listed.zone,
+                    member.state.name.lower() if member is not None else "alive",
+                    now_ms - (member.state_since_ms if member is not None else node.started_ms),
+                    led[listed.id],
+                    held[listed.id],
+                )
+            )
+        return found
+
+    def slot_status(self, slot: int) -> SlotStatus:
+        """Where a slot lives, as far as this node knows; members are named only by one of them."""
+        node = self._node
+        assert node.topology is not None
+        names = {n.id: n.name for n in node.topology.nodes}
+        leader = node.table.leader_of(slot) or node.directory.leaders[slot]
+        primary = names.get(leader) if leader is not None else None
+        mine = node.table.slots[slot]
+        if mine is None:
+            return SlotStatus(slot, [], [], primary, "none", "", 0, None)
+        role, committed = "replica", None
+        if isinstance(mine.role, Primary):
+            role, committed = "primary", mine.role.committed
+        elif isinstance(mine.role, Candidate):
+            role = "candidate"
+        ballot = f"{mine.established.round}.{names.get(mine.established.node, '?')}"
+        return SlotStatus(
+            slot,
+            [names.get(n, f"{n:012x}") for n in mine.config.members],
+            [names.get(n, f"{n:012x}") for n in mine.config.learners],
+            primary,
+            role,
+            ballot,
+            mine.sequence,
+            committed,
+        )
+
+    def not_ready_reason(self) -> str:
+        """Why this node does not serve yet; empty when it does."""
+        node = self._node
+        if node.topology is None:
+            return "the cluster is not founded yet: this node waits for the other founders"
+        waiting = sum(node.table.leader_of(n) is None for n in range(node.topology.slot_count))
+        return f"{waiting} slots have no primary that this node knows" if waiting else ""
+
+    def status(self) -> NodeStatus:
+        """This node's own figures."""
+        node = self._node
+        stats = node.engine.stats()
+        reason = self.not_ready_reason()
+        commit = node.commit
+        sync_ms = 1_000 * commit.sync_seconds_total / commit.syncs if commit.syncs else 0.0
+        founded = node.topology is not None
+        slots = node.table.slots if founded else []
+        return NodeStatus(
+            node.id,
+            node.name,
+            importlib.metadata.version("ringkv"),
+            not reason,
+            reason,
+            time.monotonic_ns() // 1_000_000 - node.started_ms,
+            stats.records_count,
+            stats.disk_bytes,
+            self._process.memory_info().rss,
+            sum(1 for _ in node.table.led()) if founded else 0,
+            sum(slot is not None and slot.holds_state for slot in slots),
+            node.router.in_flight if founded else 0,
+            node.router.reads_total if founded else 0,
+            node.router.writes_total if founded else 0,
+            commit.syncs,
+            sync_ms,
+            self._problems(sync_ms),
+        )
+
+    def _problems(self, sync_ms: float) -> list[str]:
+        node = self._node
+        problems = [reason] if (reason := self.not_ready_reason()) else []
+        problems += [f"{m.name} is {m.state}" for m in self.members() if m.state != "alive"]
+        if sync_ms > PROBLEM_FSYNC_MS:
+            problems.append(f"an fsync takes {sync_ms:.0f} ms on average: writes wait for the disk")
+        if node.topology is not None:
+            unlinked = [n for n, up in node.peers.names().items() if not up]
+            names = {n.id: n.name for n in node.topology.nodes}
+            problems += [f"no connection to {names[n]}" for n in unlinked]
+        return problems
