@@ -23,7 +23,7 @@ from datetime import datetime
 from itertools import chain
 from typing import Any, Final
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from cluster.ballot import Ballot
 from cluster.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX, VALUE_DEPTH_MAX, VALUE_ITEMS_MAX

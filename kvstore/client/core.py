@@ -86,9 +86,9 @@ class ClientCore:
         now: Callable[[], float] = time.monotonic,
         chance: Chance | None = None,
     ) -> None:
-        self.now = now
-        self.table = RoutingTable(seeds)
-        self.token_aware = token_aware
+        self.now: Callable[[], float] = now
+        self.table: RoutingTable = RoutingTable(seeds)
+        self.token_aware: bool = token_aware
         self._chance = chance or random.Random()
         self._budget = RetryBudget(now())
         self._frame_ids = count(1)
@@ -97,7 +97,7 @@ class ClientCore:
 
     def renew_identity(self) -> None:
         """Draw a new client id; a forked child must not number on under its parent's (rule 5)."""
-        self.client_id = secrets.randbits(64)
+        self.client_id: int = secrets.randbits(64)
         self._next_number = 1
         self._number_lock = threading.Lock()
         self._fetching_since = float("-inf")

@@ -20,9 +20,9 @@ class Greeting:
     """
 
     def __init__(self, cluster_id: str) -> None:
-        self.welcomed = False
-        self.cluster_id = cluster_id
-        self.decoder = FrameDecoder()
+        self.welcomed: bool = False
+        self.cluster_id: str = cluster_id
+        self.decoder: FrameDecoder = FrameDecoder()
 
     def first_bytes(self) -> bytes:
         """What the dialling side sends first."""

@@ -34,7 +34,7 @@ class LocalNode(Protocol):
 class InProcessTransport:
     """A `kvstore.client.exchange.AsyncTransport` to a node on the same event loop."""
 
-    token_aware = False
+    token_aware: bool = False
 
     def __init__(self, node: LocalNode) -> None:
         self._node = node

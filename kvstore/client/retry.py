@@ -55,7 +55,7 @@ class RetryBudget:
     """Credit for retries of what may be overload. Races between threads cost a credit at most."""
 
     def __init__(self, now: float) -> None:
-        self.credits = CREDITS_MAX
+        self.credits: float = CREDITS_MAX
         self._counted_at = now
 
     def earn(self, successes: int) -> None:

@@ -42,11 +42,11 @@ class RoutingTable:
     """Slot to address, slot to committed position, and who is avoided."""
 
     def __init__(self, seeds: list[str]) -> None:
-        self.seeds = seeds
-        self.addresses = list(seeds)
-        self.known = False
-        self.cluster_id = ""
-        self.slot_count = SLOT_COUNT_DEFAULT
+        self.seeds: list[str] = seeds
+        self.addresses: list[str] = list(seeds)
+        self.known: bool = False
+        self.cluster_id: str = ""
+        self.slot_count: int = SLOT_COUNT_DEFAULT
         self.primaries: list[str] = [NOBODY] * SLOT_COUNT_DEFAULT
         self.positions: list[bytes] = [b""] * SLOT_COUNT_DEFAULT
         self._address_of_node: dict[int, str] = {}

@@ -94,7 +94,7 @@ class SocketTransport:
         connections_per_node_max: Exchanges that one node carries for this client at a time.
     """
 
-    token_aware = True
+    token_aware: bool = True
 
     def __init__(
         self,

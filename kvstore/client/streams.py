@@ -131,7 +131,7 @@ class StreamTransport:
         in_flight_max: Exchanges under way at a time; others wait for their turn.
     """
 
-    token_aware = True
+    token_aware: bool = True
 
     def __init__(
         self, *, connect_timeout: float, in_flight_max: int = FRAMES_IN_FLIGHT_MAX
