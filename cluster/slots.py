@@ -2,12 +2,12 @@
 
 A slot is the unit of replication, takeover and movement. A key's slot is the 32-bit MurmurHash3
 (x86, seed 0, unsigned) of the key, modulo the cluster's slot count, which is a power of two and
-never changes. Keys that share a ``{tag}`` share a slot, by Redis Cluster's rule: what stands between
-the first ``{`` and the first ``}`` after it counts alone, unless it is empty.
+never changes. Keys that share a ``{tag}`` share a slot, by Redis Cluster's rule: what stands
+between the first ``{`` and the first ``}`` after it counts alone, unless it is empty.
 
-Everybody must agree on this function for ever: clients, nodes of every release, files on disk. It is
-computed for every key of every operation, so it is written for speed: ``123 in key`` takes a third
-of the time of ``b"{" in key``. A key is not validated here; that is done where it enters.
+Everybody must agree on this function for ever: clients, nodes of every release, files on disk. It
+is computed for every key of every operation, so it is written for speed: ``123 in key`` takes a
+third of the time of ``b"{" in key``. A key is not validated here; that is done where it enters.
 """
 
 from __future__ import annotations

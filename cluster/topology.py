@@ -1,9 +1,9 @@
 """The topology document: who is in the cluster, and with what share.
 
-It is the record of the system slot (rule 17), changed by compare-and-set, each change one epoch, and
-spread by gossip. It lists members only: which node should own which slot is a pure function of it
-(`cluster.placement`), so that it stays small. Topology proposes, slots dispose: an old or even a
-wrong document never endangers data.
+It is the record of the system slot (rule 17), changed by compare-and-set, each change one epoch,
+and spread by gossip. It lists members only: which node should own which slot is a pure function of
+it (`cluster.placement`), so that it stays small. Topology proposes, slots dispose: an old or even
+a wrong document never endangers data.
 
 A document is validated wherever it enters (`decode_topology`) or is changed (`with_node` and its
 like), and assumed to be right afterwards. Nodes are kept in the order of their ids, so that equal
