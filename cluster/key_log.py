@@ -78,7 +78,7 @@ def add_run(runs: tuple[Run, ...], ballot: Ballot, sequence: int) -> tuple[Run, 
 def _spans(runs: tuple[Run, ...], sequence: int) -> dict[Ballot, tuple[int, int]]:
     """Each ballot's entries as (first, last), as far as the log reaches."""
     begin = log_begin(sequence)
-    ends = [first - 1 for _, first in runs[1:]] + [sequence]
+    ends = [*(first - 1 for _, first in runs[1:]), sequence][: len(runs)]
     return {
         ballot: (max(first, begin), last)
         for (ballot, first), last in zip(runs, ends, strict=True)

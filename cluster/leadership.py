@@ -7,7 +7,7 @@ ones only after a delay for each rank, in case the first cannot win. A slot that
 is not its first reachable member is handed over, some slots at a time, as soon as that member is in
 step.
 
-Nothing here walks all slots on a tick: orphans, candidates and slots to hand over are kept as sets.
+No tick walks all slots: orphans, candidates and slots to hand over are kept as sets.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ RANK_DELAY_MS = 1_500
 
 CANDIDATE_TIMEOUT_MS = 400
 """A candidacy that got nowhere is begun again after this and up to as much jitter."""
+
+LAGGARD_INTERVAL_MS = 1_000
+"""A peer that is behind and made no progress for so long is told Establish again (R9)."""
 
 HANDOVER_SLOTS_MAX = 512
 """Slots handed over at once: their requests are held for two round trips and two fsyncs."""
@@ -67,6 +70,8 @@ class Leadership:
         """Slots that this node leads and somebody else should."""
         self.handing: dict[int, int] = {}
         """Slots in a handover -> since when."""
+        self._laggards: dict[tuple[int, NodeId], int] = {}
+        self._laggards_at_ms = 0
 
     def orphan(self, numbers: Iterable[int]) -> None:
         """These slots have no leader that this node can reach."""
@@ -98,6 +103,28 @@ class Leadership:
             self.candidates.discard(number)
         if self.returning or self.handing:
             self._hand_over()
+        if now_ms - self._laggards_at_ms >= LAGGARD_INTERVAL_MS:
+            self._laggards_at_ms = now_ms
+            self._remind_laggards()
+
+    def _remind_laggards(self) -> None:
+        """A primary repeats Establish until nobody is behind (R9); messages may have been lost.
+
+        The one walk over all slots, once a second; handovers that came to nothing begin again too.
+        """
+        before, self._laggards = self._laggards, {}
+        for slot in self._slots:
+            if slot is None or not isinstance(slot.role, Primary) or not slot.role.serving:
+                continue
+            primary = slot.role
+            if primary.handing_to is None:
+                self.consider_return(slot)
+            for peer in primary.peers:
+                durable = primary.durable.get(peer, -1)
+                if durable < slot.sequence and peer in self._ctx.reachable:
+                    self._laggards[slot.number, peer] = durable
+                    if before.get((slot.number, peer)) == durable:
+                        self.repeat_establish(slot, primary, (peer,))
 
     def _is_settled(self, number: int) -> bool:
         """Whether the candidacy is over; one that got nowhere becomes an orphan again."""
