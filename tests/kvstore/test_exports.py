@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import types
 
 import pytest
@@ -22,6 +24,8 @@ def test_exports_are_sorted_and_exist(package: types.ModuleType) -> None:
 
 @pytest.mark.parametrize("package", [kvstore, kvstore.client])
 def test_no_public_name_strays_in(package: types.ModuleType) -> None:
+    for name in package.__all__:
+        getattr(package, name)  # those of `kvstore` are loaded on demand
     public = {
         name
         for name, member in vars(package).items()
@@ -42,3 +46,13 @@ def test_every_export_is_documented(name: str) -> None:
         for method_name, method in inspect.getmembers(export, inspect.isfunction):
             if not method_name.startswith("_") and method.__module__.startswith("kvstore"):
                 assert inspect.getdoc(method), f"{name}.{method_name}"
+
+
+def test_errors_do_not_load_the_clients() -> None:
+    script = "import sys, kvstore.errors; sys.exit('kvstore.client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_name_that_is_none_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="conect"):
+        getattr(kvstore, "conect")  # noqa: B009
