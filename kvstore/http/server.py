@@ -175,6 +175,7 @@ class _Connection(RequestHandler):
         self._door.metrics.refused(problem.kind.slug)
         response = problem.response()
         response.headers["X-Request-Id"] = secrets.token_hex(8)
+        response.headers["Connection"] = "close"
         response.force_close()
         return response
 
