@@ -74,8 +74,8 @@ class GroupCommit:
     The two sides share counters instead of queues: `batches` is moved by the loop, ``_durable`` by
     the thread, and each reads the other's. They wake each other through event descriptors (Linux),
     the cheapest hand-over that was measured: over a write and sync in place (200 us, two cores) it
-    costs 25 to 50 us, a `queue.SimpleQueue` or a semaphore with ``call_soon_threadsafe`` 65 to 90,
-    an executor 100 to 140.
+    costs 25 to 75 us, a `queue.SimpleQueue` or a semaphore with ``call_soon_threadsafe`` 65 to 130,
+    an executor 100 to 240.
 
     Args:
         engine: where batches go.

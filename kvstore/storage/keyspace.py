@@ -12,7 +12,8 @@ are one contiguous run in the order of their user keys, its log one in the order
 *prefix* is the first six bytes of the upper two. A slot's whole content is replaced by writing into
 a new generation, switching, and dropping the old prefix (rule 11).
 
-The layout has a format number in META, and a store with a newer one is refused and left alone.
+META also says in which format the store is and whose it is; one of a newer release or of another
+member is refused and left alone.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from cluster.limits import NODE_ID_BITS
 from kvstore.storage.engine import EngineError, Table
 
 if TYPE_CHECKING:
+    from cluster.ballot import NodeId
     from kvstore.storage.engine import Batch, Engine
 
 __all__ = [
@@ -35,7 +38,7 @@ __all__ = [
     "FormatError",
     "LogKey",
     "RecordKey",
-    "claim_format",
+    "claim_store",
     "drop_generation",
     "drop_log",
     "log_key",
@@ -61,12 +64,17 @@ _SEQUENCE = Struct(">Q")
 PREFIX_BYTES = _PREFIX.size
 """Length of a prefix; the user key begins there."""
 
+_SLOT_MAX = 0xFFFF
+
+_ABOVE_ALL = b"\xff" * PREFIX_BYTES
+"""Above every key of every table: generations never get that far."""
+
 _NODE_ROW = b"n"
 _SLOT_ROW = b"s"
 
 
 class FormatError(EngineError):
-    """The store was written in a format that this build does not know; nothing was changed."""
+    """The store is not one that this member, in this release, can use; nothing was changed."""
 
 
 class RecordKey(NamedTuple):
@@ -170,8 +178,8 @@ def prefix_end(prefix: bytes) -> bytes:
 
 def slot_range(slot: int) -> tuple[bytes, bytes]:
     """Begin and end of all generations of a slot, in `Table.RECORDS` and `Table.LOG`."""
-    assert slot < 0xFFFF, "the last slot number has nothing above it in two bytes"
-    return _SLOT.pack(slot), _SLOT.pack(slot + 1)
+    end = _ABOVE_ALL if slot == _SLOT_MAX else _SLOT.pack(slot + 1)
+    return _SLOT.pack(slot), end
 
 
 def drop_generation(batch: Batch, prefix: bytes) -> None:
@@ -203,32 +211,48 @@ def drop_log(batch: Batch, prefix: bytes, first: int, end: int) -> None:
         batch.delete(Table.LOG, prefix + _SEQUENCE.pack(sequence))
 
 
-def claim_format(engine: Engine) -> None:
-    """Check that this build can read the store, and mark an empty one as its own, durably.
+def claim_store(engine: Engine, member: NodeId, *, fresh: bool) -> None:
+    """Check that the store is this member's and readable, or make an empty one so, durably.
+
+    Args:
+        engine: the store, just opened.
+        member: the member id that its disk carries (`kvstore.storage.datadir`).
+        fresh: whether it may be empty. A store that was made before and is empty now has lost its
+            content, and its member must not come back under the same id (rules 12 and 16).
 
     Raises:
-        FormatError: it cannot; the store is as it was.
+        FormatError: the store is of another release, of another member, or lost; it is as it was.
     """
     row = engine.get(Table.META, FORMAT)
-    if row is not None:
-        found = int.from_bytes(row, "big")
-        if found != FORMAT_VERSION:
-            age = "newer" if found > FORMAT_VERSION else "older"
-            raise FormatError(
-                f"the store has format {found}, this build reads format {FORMAT_VERSION}: it was"
-                f" written by a {age} release. Run that release on it; nothing was changed"
-            )
+    if row is None:
+        _claim_empty(engine, member, fresh=fresh)
         return
-    for table in Table:
-        cursor = engine.cursor(table)
-        occupied = cursor.read() is not None
-        cursor.close()
-        if occupied:
-            raise FormatError(
-                f"the store has rows in {table.name} but no format: it is not a store of this"
-                " program, or its first row is lost. Nothing was changed"
-            )
+    found = int.from_bytes(row, "big")
+    if found != FORMAT_VERSION:
+        age = "newer" if found > FORMAT_VERSION else "older"
+        raise FormatError(
+            f"the store has format {found}, this release knows format {FORMAT_VERSION}: it was"
+            f" written by a {age} release. Run that release on it; nothing was changed"
+        )
+    owner = int.from_bytes(engine.get(Table.META, MEMBER_ID) or b"", "big")
+    if owner != member:
+        raise FormatError(
+            f"the store belongs to member {owner}, its directory to member {member}: files of two"
+            " nodes were mixed. Put them back as they were; nothing was changed"
+        )
+
+
+def _claim_empty(engine: Engine, member: NodeId, *, fresh: bool) -> None:
+    occupied = [table.name for table in Table if engine.scan(table, b"", _ABOVE_ALL, limit=1)]
+    if occupied or not fresh:
+        what = f"has rows in {', '.join(occupied)} but no format" if occupied else "is empty"
+        raise FormatError(
+            f"the store {what}, although it was made before: its content is lost. Treat this disk"
+            " as lost: remove the data directory and start again; the node comes back as a new,"
+            " empty member. Nothing was changed"
+        )
     batch = engine.batch()
     batch.put(Table.META, FORMAT, FORMAT_VERSION.to_bytes(2, "big"))
+    batch.put(Table.META, MEMBER_ID, member.to_bytes(NODE_ID_BITS // 8, "big"))
     engine.write(batch)
     engine.sync()

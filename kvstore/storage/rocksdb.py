@@ -12,6 +12,7 @@ atomic across tables, one fsync covers everything. What `rocksdict` 0.3.29 does,
   ``status()`` is asked. Every walk here asks.
 - ``close()`` leaves files open and the lock held while an iterator or a column family handle lives.
   So open cursors are tracked, and `close` drops every handle.
+- ``ReadOptions.set_iterate_lower_bound`` sets the *upper* bound. Begins are kept by seeking here.
 - A table that is asked after ``close()`` may answer None. Closed means raising here.
 
 Recovery refuses a WAL with a bad checksum and takes one whose last record is cut off
@@ -68,8 +69,9 @@ class RocksBatch:
 
     __slots__ = ("_delete", "_delete_range", "_families", "_put", "raw")
 
-    def __init__(self, families: tuple[rocksdict.ColumnFamily, ...]) -> None:
+    def __init__(self, families: list[rocksdict.ColumnFamily]) -> None:
         self.raw = raw = rocksdict.WriteBatch(raw_mode=True)
+        # Shared with the engine, which empties it on close: a handle would keep the files open.
         self._families = families
         self._put = raw.put
         self._delete = raw.delete
@@ -100,15 +102,16 @@ class RocksBatch:
 class RocksCursor:
     """An iterator that reports damage; see `kvstore.storage.engine.Cursor`."""
 
-    __slots__ = ("__weakref__", "_engine", "_iterator")
+    __slots__ = ("__weakref__", "_begin", "_engine", "_iterator")
 
-    def __init__(self, engine: RocksEngine, iterator: rocksdict.RdictIter) -> None:
+    def __init__(self, engine: RocksEngine, iterator: rocksdict.RdictIter, begin: bytes) -> None:
         self._engine = engine
+        self._begin = begin
         self._iterator: rocksdict.RdictIter | None = iterator
 
     def seek(self, key: bytes) -> None:
         """Go to the first key that is not below ``key``."""
-        self._open().seek(key)
+        self._open().seek(max(key, self._begin))
 
     def read(self) -> tuple[bytes, bytes] | None:
         """The key and value here, and step on; None at the end."""
@@ -161,7 +164,7 @@ class RocksEngine:
         self._tables = tuple(
             db if name == "default" else db.get_column_family(name) for name in _FAMILIES.values()
         )
-        self._families = tuple(map(db.get_column_family_handle, _FAMILIES.values()))
+        self._families = [db.get_column_family_handle(name) for name in _FAMILIES.values()]
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """The value of a key, or None."""
@@ -220,9 +223,7 @@ class RocksEngine:
 
     def cursor(self, table: Table, begin: bytes = b"", end: bytes | None = None) -> Cursor:
         """A cursor over a range, as it is now."""
-        if end is not None and begin >= end:
-            end = begin
-        cursor = RocksCursor(self, self._iterator(table, begin, end))
+        cursor = RocksCursor(self, self._iterator(table, begin, end), begin)
         self._cursors.add(cursor)
         return cursor
 
@@ -234,7 +235,7 @@ class RocksEngine:
         iterator.seek_to_last()
         pair = (iterator.key(), iterator.value()) if iterator.valid() else None
         self._check(iterator)
-        return pair
+        return pair if pair is not None and pair[0] >= begin else None
 
     def stats(self) -> EngineStats:
         """What the engine holds."""
@@ -256,7 +257,8 @@ class RocksEngine:
             self._closed = True
             for cursor in self._cursors:
                 cursor.close()
-            tables, self._tables, self._families = self._tables, (), ()
+            self._families.clear()
+            tables, self._tables = self._tables, ()
             for table in reversed(tables):
                 table.close()
 
@@ -290,9 +292,8 @@ class RocksEngine:
                 raise self._corruption(f"CURRENT is missing, {', '.join(left[:3])} still there")
 
     def _iterator(self, table: Table, begin: bytes, end: bytes | None) -> rocksdict.RdictIter:
-        # The bounds let RocksDB stop early instead of stepping over what was deleted beyond.
+        # The bound lets RocksDB stop early instead of stepping over what was deleted beyond.
         options = rocksdict.ReadOptions()
-        options.set_iterate_lower_bound(begin)
         if end is not None:
             options.set_iterate_upper_bound(end)
         try:
