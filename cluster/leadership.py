@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 RANK_DELAY_MS = 1_500
 """How long the second member lets the first try, the third the second, and so on."""
 
-CANDIDATE_TIMEOUT_MS = 400
+CANDIDATE_TIMEOUT_MS = 1_000
 """A candidacy that got nowhere is begun again after this and up to as much jitter."""
+
+CANDIDATES_MAX = 1_024
+"""Candidacies at once: tens of milliseconds of work, so that none times out behind the others."""
 
 LAGGARD_INTERVAL_MS = 1_000
 """A peer that is behind and made no progress for so long is told Establish again (R9)."""
@@ -44,8 +47,8 @@ HANDOVER_TIMEOUT_MS = 1_000
 class Chance(Protocol):
     """The part of `random.Random` that is used."""
 
-    def randrange(self, stop: int) -> int:
-        """A whole number below ``stop``."""
+    def randrange(self, start: int, /) -> int:
+        """A whole number from 0 to below the argument."""
 
 
 class Leadership:
@@ -88,17 +91,14 @@ class Leadership:
     def led(self, number: int) -> None:
         """A leader is known again."""
         self.orphans.pop(number, None)
+        slot = self._slots[number]
+        if slot is None or isinstance(slot.role, Primary):
+            self.candidates.discard(number)
 
     def tick(self) -> None:
         """Take over what is orphaned, repeat what got nowhere, hand over what others should lead."""
         now_ms = self._ctx.now_ms
-        due = [number for number, at in self.orphans.items() if at <= now_ms]
-        for number in due:
-            del self.orphans[number]
-            slot = self._slots[number]
-            if slot is not None and slot.role is None and slot.holds_state:
-                ask(slot, self._ctx)
-                self.candidates.add(number)
+        self.start_candidacies()
         for number in [n for n in self.candidates if self._is_settled(n)]:
             self.candidates.discard(number)
         if self.returning or self.handing:
@@ -106,6 +106,22 @@ class Leadership:
         if now_ms - self._laggards_at_ms >= LAGGARD_INTERVAL_MS:
             self._laggards_at_ms = now_ms
             self._remind_laggards()
+
+    def start_candidacies(self) -> None:
+        """Ask for orphans whose time has come, as long as there is room; O(orphans)."""
+        ctx, room = self._ctx, CANDIDATES_MAX - len(self.candidates)
+        due: list[int] = []
+        for number, at_ms in self.orphans.items():
+            if len(due) >= room:
+                break
+            if at_ms <= ctx.now_ms:
+                due.append(number)
+        for number in due:
+            del self.orphans[number]
+            slot = self._slots[number]
+            if slot is not None and slot.role is None and slot.holds_state:
+                ask(slot, ctx)
+                self.candidates.add(number)
 
     def _remind_laggards(self) -> None:
         """A primary repeats Establish until nobody is behind (R9); messages may have been lost.

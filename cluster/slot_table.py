@@ -245,6 +245,8 @@ class SlotTable:
         ctx = self._ctx
         for number in list(ctx.out.leads_changed):
             self._lead_changed(number)
+        if self.leadership.orphans:
+            self.leadership.start_candidacies()
         self._reads.send_round(ctx)
         out, ctx.out = ctx.out, Outputs()
         return out

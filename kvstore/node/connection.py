@@ -8,7 +8,7 @@ more), and is cut off when its unread answers pass a limit: memory is bounded wh
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cluster.limits import CONNECTION_BYTES_IN_FLIGHT_MAX, FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX
 from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
@@ -64,8 +64,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is there."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        transport = self._transport
         transport.set_write_buffer_limits(high=WRITE_PAUSE_BYTES)
         name = transport.get_extra_info("peername")
         self.remote = f"{name[0]}:{name[1]}" if name else "?"

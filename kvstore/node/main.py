@@ -25,14 +25,15 @@ from kvstore.http.server import start_http
 from kvstore.http.settings import HttpSettings
 from kvstore.metrics import Metrics
 from kvstore.node.node import Node
-from kvstore.storage.datadir import DataDir, DataDirError
+from kvstore.storage.datadir import DataDir
 from kvstore.storage.engine import EngineError
 from kvstore.storage.group_commit import GroupCommit, ImmediateCommit
-from kvstore.storage.keyspace import claim_format
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.rocksdb import RocksEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvstore.settings import NodeSettings
     from kvstore.storage.engine import Engine
     from kvstore.storage.group_commit import Commit
@@ -54,14 +55,10 @@ def run_node(settings: NodeSettings) -> int:
     """
     assert __debug__, "the invariants are assertions: do not run a node with python -O"
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):  # uvloop where it installs
         from uvloop import new_event_loop
-    except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    try:
-        directory = DataDir.open(Path(settings.data_dir))
-    except DataDirError as error:
-        raise SetupError(str(error)) from error
+    directory = DataDir.open(Path(settings.data_dir))
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_serve(settings, directory))
@@ -80,8 +77,8 @@ def open_engine(settings: NodeSettings, directory: DataDir) -> Engine:
         if settings.engine == "memory":
             engine = MemoryEngine()
         else:
-            engine = RocksEngine(directory.db_path, cache_bytes=settings.cache_bytes)
-        claim_format(engine)
+            engine = RocksEngine(directory.database_path, cache_bytes=settings.cache_bytes)
+        directory.mark_formatted()
     except EngineError as error:
         raise SetupError(f"cannot open the store in {settings.data_dir}: {error}") from error
     return engine
@@ -94,8 +91,8 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
         loop.add_signal_handler(number, stop.set)
     engine = open_engine(settings, directory)
     commit: Commit
-    if settings.durability == "os":
-        commit = ImmediateCommit(engine, loop, _disk_lost)
+    if settings.durability == "os" or settings.engine == "memory":
+        commit = ImmediateCommit(engine, loop, _disk_lost, synced=settings.engine == "memory")
     else:
         commit = GroupCommit(engine, loop, _disk_lost)
     metrics = Metrics()
