@@ -102,8 +102,11 @@ NODE_ID_BITS = 48
 NODE_WEIGHT_DEFAULT = 1.0
 """A node's share relative to others'."""
 
+NODE_WEIGHT_MIN = 0.001
+"""Less than a thousandth of a node: its share of the slots would round to nothing."""
+
 NODE_WEIGHT_MAX = 1_000.0
-"""Shares more than a thousandfold apart are a slip of the unit, not a plan."""
+"""Shares more than a millionfold apart are a slip of the unit, not a plan."""
 
 SYSTEM_SLOT_VOTERS_MAX = 5
 """Voters of the topology document (rule 17): survives two, however large the cluster."""
@@ -157,5 +160,5 @@ assert SLOT_COUNT_MAX & (SLOT_COUNT_MAX - 1) == 0
 assert 1 <= REPLICAS_DEFAULT <= REPLICAS_MAX
 assert SYSTEM_SLOT_VOTERS_MAX % 2 == 1, "an even number of voters survives no more than one less"
 assert SYSTEM_SLOT_VOTERS_MAX <= REPLICAS_MAX
-assert 0 < NODE_WEIGHT_DEFAULT <= NODE_WEIGHT_MAX
+assert 0 < NODE_WEIGHT_MIN <= NODE_WEIGHT_DEFAULT <= NODE_WEIGHT_MAX
 assert NODE_ID_BITS <= 53

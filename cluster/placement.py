@@ -39,8 +39,11 @@ if TYPE_CHECKING:
 LOAD_MAX = 1.05
 """A node's load over its share (DESIGN.md, promise 7)."""
 
-_SMOOTH_SHARE_MIN = 30.0
-"""From this share on, limits are rounded at random: then 1.05 leaves room for it."""
+_EARLY = 0.3
+"""Slots before its time that a limit may fall: more would only make all of them tighter."""
+
+_ROUNDING = 1e-6
+"""More than the error of a share, much less than a slot."""
 
 _FAR = 2**64
 """A distance beyond every arc."""
@@ -77,16 +80,13 @@ def place(topology: Topology) -> Placement:
 def _limits(nodes: Sequence[Node], shares: Sequence[float]) -> dict[NodeId, int]:
     """The most that each node takes.
 
-    Rounded up or down by a hash of the node, in proportion: as a cluster grows, limits fall
-    for a few nodes at a time instead of for all at once, which would move a slot of each.
+    Where the bound is about to fall by one slot, it falls earlier for some nodes, by a hash of
+    their ids: a few at a time as the cluster grows, instead of all of them with one join.
     """
     limits = {}
     for node, share in zip(nodes, shares, strict=True):
-        if share >= _SMOOTH_SHARE_MIN:
-            chance = mmh3.hash(node.id.to_bytes(8, "big"), 1, signed=False) / 2**32
-            limits[node.id] = floor(share * LOAD_MAX - 1 + chance)
-        else:
-            limits[node.id] = max(floor(share * LOAD_MAX), ceil(share - 1e-6))
+        early = mmh3.hash(node.id.to_bytes(8, "big"), 1, signed=False) / 2**32 * _EARLY
+        limits[node.id] = max(floor(share * LOAD_MAX - early), ceil(share - _ROUNDING))
     return limits
 
 
@@ -171,7 +171,7 @@ class _Matching:
         return None
 
     def make_room(self, slot: int) -> None:
-        """All that the zones admit are full: shift other slots along a row of nodes to one with room.
+        """All that the zones admit are full: shift other slots along a row to one with room.
 
         Rare, for it takes weights and zones at odds. If no row of shifts ends well, the node that
         is least above its limit holds one slot more.

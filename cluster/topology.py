@@ -31,6 +31,7 @@ from cluster.limits import (
     NODE_ID_BITS,
     NODE_WEIGHT_DEFAULT,
     NODE_WEIGHT_MAX,
+    NODE_WEIGHT_MIN,
     NODES_MAX,
     REPLICAS_DEFAULT,
     REPLICAS_MAX,
@@ -239,9 +240,9 @@ def _check_node(node: Node) -> None:
     _check_text(f"{who}: its HTTP address", node.http_address, ADDRESS_BYTES_MAX)
     if node.zone:
         _check_text(f"{who}: its zone", node.zone, NAME_BYTES_MAX)
-    if not 0 < node.weight <= NODE_WEIGHT_MAX:  # also refuses NaN
+    if not NODE_WEIGHT_MIN <= node.weight <= NODE_WEIGHT_MAX:  # also refuses NaN
         raise TopologyError(
-            f"{who}: weight {node.weight} is not above 0 and at most {NODE_WEIGHT_MAX:g}"
+            f"{who}: weight {node.weight} is not between {NODE_WEIGHT_MIN} and {NODE_WEIGHT_MAX}"
         )
     if node.state not in STATES:
         raise TopologyError(f"{who}: state {node.state!r} is none of {', '.join(STATES)}")
