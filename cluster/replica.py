@@ -79,7 +79,6 @@ def on_prepare(slot: Slot, sender: NodeId, prepare: Prepare, ctx: Context) -> No
         step_down(slot, ctx)
         slot.promised = ballot
         slot.save(ctx)
-    ctx.round_seen = max(ctx.round_seen, ballot.round)
     ctx.out.after_fsync[sender].append(
         Promise(slot.number, ballot, slot.position, slot.config, slot.runs)
     )
@@ -91,7 +90,6 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
     if slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         return
-    ctx.round_seen = max(ctx.round_seen, ballot.round)
     if slot.holds_state and slot.established != ballot and slot.position == establish.base:
         step_down(slot, ctx)
         slot.promised = slot.established = ballot

@@ -52,7 +52,7 @@ class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Context:
     """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
 
-    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "round_seen", "store", "unix_ms")
+    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "store", "unix_ms")
 
     def __init__(self, me: NodeId, store: Store, out: Outputs) -> None:
         self.me = me
@@ -62,8 +62,6 @@ class Context:
         """Monotonic: all timers."""
         self.unix_ms = 0
         """The wall clock: expiry alone (R7); it may be wrong and may jump."""
-        self.round_seen = 0
-        """Highest round seen in any slot; a ballot is picked above it."""
         self.reachable: set[NodeId] = set()
         """Whom this node can talk to now, itself included: a matter of routing, never of safety."""
         self.leader_of: dict[int, NodeId] = {}
@@ -175,6 +173,7 @@ class Slot:
         "prefix",
         "promised",
         "role",
+        "round_seen",
         "runs",
         "sequence",
     )
@@ -191,6 +190,8 @@ class Slot:
         self.runs: tuple[Run, ...] = ()
         self.left_at = NO_POSITION
         self.role: Candidate | Primary | None = None
+        self.round_seen = 0
+        """Highest round that a refusal named; the next ballot is picked above it (R9)."""
 
     @property
     def position(self) -> Position:

@@ -101,7 +101,6 @@ class SlotTable:
             slot = self.slots[number] = Slot(number, prefix)
             slot.restore(row, prefix, sequence)
             slot.config = configs.setdefault(slot.config, slot.config)
-            self._ctx.round_seen = max(self._ctx.round_seen, slot.promised.round)
         self.leadership.orphan(range(self.slot_count))
 
     # -- the tick ----------------------------------------------------------------------------

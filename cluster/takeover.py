@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 def next_ballot(slot: Slot, ctx: Context) -> Ballot:
     """A ballot above all that this node has seen (R9)."""
-    return Ballot(max(slot.promised.round, ctx.round_seen) + 1, ctx.me)
+    return Ballot(max(slot.promised.round, slot.round_seen) + 1, ctx.me)
 
 
 def ask(slot: Slot, ctx: Context) -> None:
     """Begin: would a quorum promise? Nothing changes anywhere by this (R9)."""
     assert slot.holds_state
     assert slot.role is None
-    ballot = Ballot(slot.promised.round + 1, ctx.me)
+    ballot = next_ballot(slot, ctx)
     candidate = slot.role = Candidate(ballot, ctx.now_ms, asking=True)
     candidate.willing.add(ctx.me)
     if is_quorum(candidate.willing, slot.config):
@@ -81,7 +81,6 @@ def prepare(slot: Slot, ctx: Context) -> None:
     assert slot.holds_state
     step_down(slot, ctx)
     ballot = next_ballot(slot, ctx)
-    ctx.round_seen = ballot.round
     candidate = slot.role = Candidate(ballot, ctx.now_ms, asking=False)
     slot.promised = ballot
     slot.save(ctx)
@@ -167,6 +166,6 @@ def establish(slot: Slot, ctx: Context) -> None:
 
 def on_refuse(slot: Slot, sender: NodeId, refuse: Refuse, ctx: Context) -> None:
     """Somebody promised a higher ballot: stop, and remember the round (R4)."""
-    ctx.round_seen = max(ctx.round_seen, refuse.promised.round)
+    slot.round_seen = max(slot.round_seen, refuse.promised.round)
     if slot.role is not None and refuse.promised > slot.role.ballot:
         step_down(slot, ctx)

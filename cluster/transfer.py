@@ -143,5 +143,4 @@ def on_install(slot: Slot, sender: NodeId, message: Install, ctx: Context) -> No
         return  # R11: never backwards; R15: only above the stub
     step_down(slot, ctx)
     install(slot, content, ballot, ballot, ctx)
-    ctx.round_seen = max(ctx.round_seen, ballot.round)
     ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
