@@ -1,8 +1,8 @@
 """What an operation does to a state: the deterministic heart of the state machine.
 
 `evaluate` reads through the store (the newest state, in-flight writes included) and returns the
-changes and the answer, or no changes where a condition failed. It runs only at the primary: replicas
-take the resulting records as they are.
+changes and the answer, or no changes where a condition failed. It runs only at the primary:
+replicas take the resulting records as they are.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """The key log: a slot's last operations, without their values.
 
 One entry per operation: which keys it changed, under whose operation id, with what small result. It
-is what stands in for a replicated log (`PROTOCOL.md`, "State"): replicas are caught up from it (rule
-11), retries are recognised in it (rule 5), watches are fed by it.
+is what stands in for a replicated log (`PROTOCOL.md`, "State"): replicas are caught up from it
+(rule 11), retries are recognised in it (rule 5), watches are fed by it.
 
 How far it reaches back is a function of the sequence alone (`log_begin`), so replicas at equal
 positions hold equal logs without a word about it. Entries are evicted `KEY_LOG_EVICTION_STEP` at a
 time, because one range is cheaper to drop than many single entries.
 
 *Runs* are the log's shape in a few numbers: entries of one ballot are contiguous, so
-``((ballot, first sequence), ...)`` says exactly which versions a log holds. An operation's version is
-unique and was made on top of exactly one content, so two logs that share an entry share everything
-before it; `common_sequence` finds the newest such entry.
+``((ballot, first sequence), ...)`` says exactly which versions a log holds. An operation's version
+is unique and was made on top of exactly one content, so two logs that share an entry share
+everything before it; `common_sequence` finds the newest such entry.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Policy, not safety: everything here may be wrong at any time and rule 9 still keeps one primary per
 ballot. The first member in ring order that is reachable should lead. A slot without a leader that
-this node can reach is an *orphan*; the first reachable member asks to take it over at once, the next
-ones only after a delay for each rank, in case the first cannot win. A slot that is led by somebody who
-is not its first reachable member is handed over, some slots at a time, as soon as that member is in
-step.
+this node can reach is an *orphan*; the first reachable member asks to take it over at once, the
+next ones only after a delay for each rank, in case the first cannot win. A slot that is led by
+somebody who is not its first reachable member is handed over, some slots at a time, as soon as that
+member is in step.
 
 No tick walks all slots: orphans, candidates and slots to hand over are kept as sets.
 """
@@ -96,7 +96,7 @@ class Leadership:
             self.candidates.discard(number)
 
     def tick(self) -> None:
-        """Take over what is orphaned, repeat what got nowhere, hand over what others should lead."""
+        """Take over orphans, repeat what got nowhere, hand over what others should lead."""
         now_ms = self._ctx.now_ms
         self.start_candidacies()
         for number in [n for n in self.candidates if self._is_settled(n)]:
@@ -168,7 +168,7 @@ class Leadership:
                 self._ctx.out.send[peer].append(again)
 
     def peer_up(self, node: NodeId) -> None:
-        """A peer can be reached (again): bring it to what this node leads, and let it lead its own."""
+        """A peer can be reached: bring it to what this node leads, and let it lead its own."""
         for slot in self._slots:
             if slot is None or node not in slot.config.everyone:
                 continue

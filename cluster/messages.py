@@ -180,7 +180,7 @@ class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
 
 
 class HandOver(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
-    """The primary of this ballot has let its writes commit and holds new ones: take over now (R10)."""
+    """This ballot's primary let its writes commit and holds new ones: take over now (R10)."""
 
     slot: int
     ballot: Ballot

@@ -1,9 +1,9 @@
 """What can be asked of a slot, and what it answers.
 
-One frozen record per meaning, in two closed unions: `Operation` goes in, `Result` comes out. They are
-the same from the client's library to the slot's state machine, so that nothing is translated on the
-way. Conditions (``expect``) are part of the operation because the primary judges them against its
-newest state (rule 1):
+One frozen record per meaning, in two closed unions: `Operation` goes in, `Result` comes out. They
+are the same from the client's library to the slot's state machine, so that nothing is translated on
+the way. Conditions (``expect``) are part of the operation because the primary judges them against
+its newest state (rule 1):
 
 ==============  ==============================================
 ``None``        no condition
@@ -12,8 +12,9 @@ newest state (rule 1):
 20 bytes        the key must exist at exactly this version
 ==============  ==============================================
 
-Values travel as `msgspec.Raw`: MessagePack inside the frame's MessagePack. The frame's decoder checks
-that they are well-formed while it steps over them, and nobody here looks inside, `Incr` excepted.
+Values travel as `msgspec.Raw`: MessagePack inside the frame's MessagePack. The frame's decoder
+checks that they are well-formed while it steps over them, and nobody here looks inside, `Incr`
+excepted.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Get(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 
 class Scan(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
-    """One page of one slot's keys that begin with ``prefix``, in order, above ``after`` (rule 6)."""
+    """One page of a slot's keys that begin with ``prefix``, in order, above ``after`` (rule 6)."""
 
     slot: int
     prefix: bytes
@@ -116,7 +117,7 @@ class Absent(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
 
 
 class Page(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
-    """Keys of one slot in order, with their records where asked for; ``more`` = the page is full."""
+    """Keys of a slot in order, with their records if asked for; ``more`` = the page is full."""
 
     keys: list[bytes]
     records: list[bytes]
@@ -143,7 +144,7 @@ class Code(IntEnum):
     DEADLINE = 5
     """The caller's time was over before anything was done."""
     UNKNOWN = 6
-    """It may or may not have happened, or may happen yet (rule 4); a retry with the same id settles it."""
+    """It may have happened or may happen yet (rule 4); a retry with the same id settles it."""
     WRONG_TYPE = 7
     """An increment of something that is no integer, or that would leave 64 bits."""
 

@@ -1,9 +1,9 @@
 """What the core wants done, collected over one tick.
 
 The order is a promise (compare etcd/raft's ``Ready``): the tick's store batch is written; ``send``
-may leave at once, beside it (rule 1); ``after_fsync`` leaves only when an fsync that began after the
-batch was written has succeeded, in order. Messages to the own node are given back to the core in the
-same way, which is how a primary counts itself on the same terms as everyone (rule 2).
+may leave at once, beside it (rule 1); ``after_fsync`` leaves only when an fsync that began after
+the batch was written has succeeded, in order. Messages to the own node are given back to the core
+in the same way, which is how a primary counts itself on the same terms as everyone (rule 2).
 
 ``answers`` were released by commits that are already durable on a quorum, or need nothing to be
 durable.
@@ -28,7 +28,8 @@ Ticket = Any
 class Moved:
     """An operation that this node cannot finish because it lost the slot (rule 4).
 
-    ``started``: it may have been given a sequence, so whoever sends it again says that it is a retry.
+    ``started``: it may have been given a sequence, so whoever sends it again says that it is a
+    retry.
     """
 
     ticket: Ticket

@@ -1,9 +1,9 @@
 """The primary's part: rules 1, 3, 4, 5, 7 and 8.
 
 A write is judged against the newest state, in-flight writes included, gets the next sequence, and
-goes into the own store and to every peer in the same tick. It is answered when a quorum is durable at
-its sequence; the primary counts itself by the same acknowledgement as everyone (rule 2). A blind put
-reads nothing.
+goes into the own store and to every peer in the same tick. It is answered when a quorum is durable
+at its sequence; the primary counts itself by the same acknowledgement as everyone (rule 2). A blind
+put reads nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BALLOT_BYTES = 12
 _OVERLOADED = Failed(Code.OVERLOADED, "too many operations are in flight in this slot", 50)
 _UNKNOWN = Failed(
     Code.UNKNOWN,
-    "this is a retry, and the slot's key log no longer reaches back to where its first attempt would be",
+    "this is a retry, and the slot's key log does not reach back to its first attempt any more",
 )
 
 
@@ -75,7 +75,7 @@ def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Waiting | N
 
 
 def look_up(slot: Slot, primary: Primary, call: Call, ctx: Context) -> tuple[int, Result] | None:
-    """The recorded (sequence, result) of this operation, or why it cannot be told; None to execute (R5)."""
+    """The recorded (sequence, result), or why it cannot be told; None to execute (R5)."""
     seen = unpack_version(call.seen).sequence if len(call.seen) == VERSION_BYTES else 0
     for sequence, raw in ctx.store.log_entries(slot.prefix, seen):
         entry = decode_entry(raw)

@@ -2,9 +2,9 @@
 
 A read takes the value as it is now, in-flight writes included, and is answered when the newest
 sequence that it included is committed and a quorum has confirmed, after the read arrived, that it
-promised nothing higher. All reads of a tick, over all slots, share one *round*: one `Confirm` to each
-peer. A round serves only reads that arrived before it was sent. A failed condition is such a read
-too (rule 3).
+promised nothing higher. All reads of a tick, over all slots, share one *round*: one `Confirm` to
+each peer. A round serves only reads that arrived before it was sent. A failed condition is such a
+read too (rule 3).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 ::
 
-    crc32 u32 | format u8 | flags u8 | round u32 | node u64 | sequence u64 | [expiry u64] | [ctype] | value
+    crc32 u32 | format u8 | flags u8 | round u32 | node u64 | sequence u64 | [expiry u64] | [ctype]
+    | value
 
 The primary makes these bytes once; they travel to the replicas, lie on disk and go back to the
 reader as they are. Nobody decodes and encodes them again. The 20 bytes after the flags are the

@@ -1,7 +1,8 @@
 """The replica's part: rules 2 and 9, and being brought to a primary's content.
 
-Each handler answers a message from a primary or candidate. What it acknowledges or promises is fixed
-when the answer is queued and leaves only after the fsync that covers it (`Outputs.after_fsync`).
+Each handler answers a message from a primary or candidate. What it acknowledges or promises is
+fixed when the answer is queued and leaves only after the fsync that covers it
+(`Outputs.after_fsync`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def apply(
     config: SlotConfig | None,
     ctx: Context,
 ) -> None:
-    """One operation into the store: records, key-log entry, config, in one atomic batch (R1, R2)."""
+    """One operation into the store: records, log entry, config, in one atomic batch (R1, R2)."""
     assert sequence == slot.sequence + 1
     store, prefix = ctx.store, slot.prefix
     for key, record in changes:
@@ -85,7 +86,7 @@ def on_prepare(slot: Slot, sender: NodeId, prepare: Prepare, ctx: Context) -> No
 
 
 def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context) -> None:
-    """Enter the candidate's ballot if the content is the same, else ask to be brought to it (R9)."""
+    """Enter the candidate's ballot if the content is equal, else ask to be brought to it (R9)."""
     ballot = establish.ballot
     if slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))

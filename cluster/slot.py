@@ -1,9 +1,9 @@
 """A slot: one small replicated state machine, and what this node knows of it.
 
-The durable half (`SlotRow` and the key log, from which ``sequence`` follows) is every replica's. The
-volatile half is the *role*: nothing for a plain replica, a `Candidate` that is taking over (rule 9),
-or a `Primary` that is being established or serves (rules 1 to 6). A node that restarts has no role
-(rule 12). The rules themselves are functions over a slot, one file per rule group:
+The durable half (`SlotRow` and the key log, from which ``sequence`` follows) is every replica's.
+The volatile half is the *role*: nothing for a plain replica, a `Candidate` that is taking over
+(rule 9), or a `Primary` that is being established or serves (rules 1 to 6). A node that restarts
+has no role (rule 12). The rules themselves are functions over a slot, one file per rule group:
 
 =================  =====================================
 `cluster.replica`   accept, promise, establish (2, 9)
@@ -37,7 +37,7 @@ SLOT_ROW_FORMAT = 1
 
 
 class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A slot's durable state beside its records and key log; rewritten when one of these changes."""
+    """A slot's durable state beside records and key log; rewritten when it changes."""
 
     format: int
     generation: int

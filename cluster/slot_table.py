@@ -1,14 +1,15 @@
 """All slots of a node: one door in, one set of outputs a tick.
 
 The node feeds messages, requests, reachability and time; at the end of a tick it takes the
-`Outputs` and carries them out in their order. Slots are independent of each other; what they share is
-the tick: one store batch, one frame per peer, one confirmation round (`cluster.reads`).
+`Outputs` and carries them out in their order. Slots are independent of each other; what they share
+is the tick: one store batch, one frame per peer, one confirmation round (`cluster.reads`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
+from cluster.evaluate import live_record
 from cluster.leadership import Chance, Leadership
 from cluster.limits import SCAN_PAGE_BYTES_MAX
 from cluster.messages import (
@@ -32,7 +33,6 @@ from cluster.messages import (
     TailQuery,
     Willing,
 )
-from cluster.evaluate import live_record
 from cluster.operations import Absent, Found, Get, Page, Result, Scan
 from cluster.outputs import Outputs
 from cluster.primary import must_renew, on_ack, write
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from cluster.store import Store
 
 HELD_CALLS_MAX = 1_024
-"""Requests held per slot while it changes its primary; more are answered as overload by the node."""
+"""Requests held per slot while it changes its primary; more must wait outside."""
 
 
 class SlotTable:
@@ -106,7 +106,7 @@ class SlotTable:
     # -- the tick ----------------------------------------------------------------------------
 
     def set_time(self, now_ms: int, unix_ms: int) -> None:
-        """The time of everything until the next call: monotonic for timers, Unix time for expiry."""
+        """The time until the next call: monotonic for timers, Unix time for expiry."""
         assert now_ms >= self._ctx.now_ms
         self._ctx.now_ms, self._ctx.unix_ms = now_ms, unix_ms
 
@@ -178,7 +178,7 @@ class SlotTable:
         return slot
 
     def submit(self, number: int, call: Call) -> bool:
-        """A request for a slot. False: this node does not lead it, the caller must look elsewhere."""
+        """A request for a slot. False: this node does not lead it, look elsewhere."""
         slot = self.slots[number]
         if slot is None or not isinstance(slot.role, Primary):
             return False
@@ -267,7 +267,7 @@ class SlotTable:
     # -- the neighbourhood -------------------------------------------------------------------
 
     def peer_hoped(self, node: NodeId) -> None:
-        """A peer that nothing is known of yet counts as reachable, so that nobody steals from it."""
+        """A peer that is not known yet counts as reachable, so that nobody steals from it."""
         self._ctx.reachable.add(node)
 
     def peer_up(self, node: NodeId) -> None:

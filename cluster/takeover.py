@@ -57,7 +57,7 @@ def ask(slot: Slot, ctx: Context) -> None:
 
 
 def on_ask(slot: Slot, sender: NodeId, message: Ask, ctx: Context) -> None:
-    """Say yes unless there is a primary that this node can reach, or the ballot is too low (R10)."""
+    """Say yes unless this node can reach a primary, or the ballot is too low (R10)."""
     leader = ctx.leader_of.get(slot.number)
     led = isinstance(slot.role, Primary) or (leader in ctx.reachable and leader != sender)
     if slot.holds_state and not led:

@@ -1,10 +1,10 @@
 """State transfer: one replica to another's content, in one atomic step (rule 11).
 
-The two key logs are compared by their runs (`cluster.key_log`). From the newest entry that both hold,
-the source sends its records (or their absence) for every key that *either* side touched since, all of
-one moment, with its own log entries. Beyond the key log's reach it sends a whole copy, which goes into
-a new generation of the slot. Either way the receiver's change is one batch of the tick: a crash leaves
-the old state or the new one, and the position names which.
+The two key logs are compared by their runs (`cluster.key_log`). From the newest entry that both
+hold, the source sends its records (or their absence) for every key that *either* side touched
+since, all of one moment, with its own log entries. Beyond the key log's reach it sends a whole
+copy, which goes into a new generation of the slot. Either way the receiver's change is one batch of
+the tick: a crash leaves the old state or the new one, and the position names which.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def touched_keys(slot: Slot, above: int, ctx: Context) -> list[bytes]:
 
 
 def content_for(slot: Slot, common: int | None, their_keys: list[bytes], ctx: Context) -> Content:
-    """This replica's content since ``common`` for somebody who touched ``their_keys`` since (R11)."""
+    """The content since ``common``, for somebody who touched ``their_keys`` since (R11)."""
     changes: list[Change]
     if common is None:
         changes = list(ctx.store.scan(slot.prefix, b"", _EVERYTHING))

@@ -50,7 +50,7 @@ class KVError(Exception):
 
 
 class BadRequest(KVError):
-    """The call can never work as it stands: an empty key, a value of a type that MessagePack lacks."""
+    """The call can never work as it stands: an empty key, a value that MessagePack lacks."""
 
 
 class ValueTooLarge(BadRequest):

@@ -45,9 +45,7 @@ class Connection(asyncio.Protocol):
         self._on_frames = on_frames
         self._on_open = on_open
         self._on_close = on_close
-        self._decoder = FrameDecoder(
-            expect_magic=listening, frame_bytes_max=HANDSHAKE_BYTES_MAX
-        )
+        self._decoder = FrameDecoder(expect_magic=listening, frame_bytes_max=HANDSHAKE_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
         self._reason = "closed by the other side"

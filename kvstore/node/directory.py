@@ -24,7 +24,9 @@ UNKNOWN = 0xFFFF
 _NO_POSITION = bytes(VERSION_BYTES)
 
 
-def pack_leads(slots: Iterable[tuple[int, Position]], lost: Iterable[int], *, complete: bool) -> Leads:
+def pack_leads(
+    slots: Iterable[tuple[int, Position]], lost: Iterable[int], *, complete: bool
+) -> Leads:
     """What this node leads, for another node."""
     numbers, positions = bytearray(), bytearray()
     for number, position in slots:
@@ -93,7 +95,9 @@ class Directory:
     ) -> Routes:
         """The table as a client is sent it; ``led`` is what this node leads itself."""
         index = {node.id: at for at, node in enumerate(topology.nodes)}
-        primaries = array("H", (UNKNOWN if n is None else index.get(n, UNKNOWN) for n in self.leaders))
+        primaries = array(
+            "H", (UNKNOWN if n is None else index.get(n, UNKNOWN) for n in self.leaders)
+        )
         positions = bytearray(self._positions)
         for number, position in led:
             primaries[number] = index[me]

@@ -2,8 +2,9 @@
 
 All founders are started with the same list of addresses. Each asks the others who they are and
 whether they are founded already. Only the first in the list makes the document, and only when every
-other answered and none was founded: so a first node that lost its disk does not found a second time.
-The document names member ids, which are drawn when a disk is formatted: an empty disk is never in it.
+other answered and none was founded: so a first node that lost its disk does not found a second
+time. The document names member ids, which are drawn when a disk is formatted: an empty disk is
+never in it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 
 from cluster.topology import Node, Topology, decode_topology, encode_topology, found_topology
 from kvstore.errors import SetupError
 from kvstore.wire.frames import FrameDecoder, encode_frame
 from kvstore.wire.protocol import MAGIC, Founding, Hello, Refused, Welcome
-
-import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

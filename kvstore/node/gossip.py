@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cluster.members import MemberState
 from kvstore.wire.protocol import Gossip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cluster.ballot import NodeId
+    from cluster.members import MemberState
     from cluster.swim import GossipMessage, Swim
+
+    from cluster.ballot import NodeId
     from kvstore.node.peers import Peers
 
 log = structlog.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""The tick: what arrived in one turn of the loop goes through the core at once and comes out at once.
+"""The tick: what arrived in one turn of the loop goes through the core, and comes out, at once.
 
 ::
 
@@ -8,8 +8,8 @@
         3. answers     released by commits
         4. after_fsync when the sync thread is done: acks and promises to peers, and to ourselves
 
-Whoever feeds the core calls `wake`; the tick ends in the same turn of the loop, once, after everything
-that had arrived.
+Whoever feeds the core calls `wake`; the tick ends in the same turn of the loop, once, after
+everything that had arrived.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A node as a process: settings in, a clean exit out.
 
 The order matters. The directory is locked before anything is opened; the ports are bound before the
-cluster is told of them; a failed sync ends the process at once, because after it nothing that the disk
-says can be believed (rule 12).
+cluster is told of them; a failed sync ends the process at once, because after it nothing that the
+disk says can be believed (rule 12).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SWITCH_INTERVAL_S: Final = 0.0005
-"""How long the loop may keep the interpreter from the sync thread; the default of 5 ms delays acks."""
+"""How long the loop may keep the interpreter from the sync thread; 5 ms would delay acks."""
 
 LOST_DISK_STATUS: Final = 74
 """Exit status when the disk failed (EX_IOERR)."""
@@ -120,8 +120,12 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
         http = await start_http(app, settings.http_host, settings.http_port, flag="--http-port")
         metrics.watch_node(node)
         log.info(
-            "listening", node=settings.name, id=f"{node.id:012x}", pid=os.getpid(),
-            port=settings.port, http=settings.http_port,
+            "listening",
+            node=settings.name,
+            id=f"{node.id:012x}",
+            pid=os.getpid(),
+            port=settings.port,
+            http=settings.http_port,
         )
         start = asyncio.ensure_future(node.start())
         stopped = asyncio.ensure_future(stop.wait())

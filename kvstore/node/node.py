@@ -17,11 +17,11 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-
 from cluster.members import MemberState, MemberUpdate
+from cluster.swim import Swim, SwimSettings
+
 from cluster.placement import place
 from cluster.slot_table import SlotTable
-from cluster.swim import Swim, SwimSettings
 from cluster.topology import Node as Member
 from cluster.topology import Topology, decode_topology
 from kvstore.errors import SetupError
@@ -40,9 +40,10 @@ from kvstore.wire.protocol import PROTOCOL_VERSION, Welcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cluster.swim import GossipMessage
+
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
-    from cluster.swim import GossipMessage
     from kvstore.metrics import Metrics
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.engine import Engine
@@ -100,7 +101,7 @@ class Node:
         self._adopted: asyncio.Future[Topology] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._down: set[NodeId] = set()
-        self._rng = random.Random()  # noqa: S311 - jitter
+        self._rng = random.Random()
         self.server = Server(self)
         self.peers = Peers(
             self._hello, self._link_up, self._link_down, self._on_response, self._rng

@@ -3,8 +3,8 @@
 A node dials each peer and sends over its own connections only; answers to a forwarded request come
 back over the connection that carried it. Gossip has a connection of its own, so that a probe is not
 stuck behind megabytes of data. A link that is refused, reset or closed is dialled again with a
-growing, jittered pause. What is sent to a peer without a link is dropped: the protocol brings it up to
-date when it is back (rule 11), which costs less than unbounded memory.
+growing, jittered pause. What is sent to a peer without a link is dropped: the protocol brings it up
+to date when it is back (rule 11), which costs less than unbounded memory.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class Link:
         welcomed = self._welcomed = loop.create_future()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, connection = await loop.create_connection(
-                lambda: Connection(
-                    self._on_frames, self._on_open, self._on_close, listening=False
-                ),
+                lambda: Connection(self._on_frames, self._on_open, self._on_close, listening=False),
                 host.strip("[]"),
                 int(port),
             )
@@ -192,7 +190,9 @@ class Peers:
             link.send(SlotMessages(messages))
         except FrameError:
             if len(messages) == 1:
-                log.error("slot message over the frame limit", peer=link.name, kind=type(messages[0]))
+                log.error(
+                    "slot message over the frame limit", peer=link.name, kind=type(messages[0])
+                )
                 return
             middle = len(messages) // 2
             self.send_slots(node, messages[:middle])
@@ -240,8 +240,6 @@ class Peers:
         await asyncio.gather(*(link.task for link in links), return_exceptions=True)
 
 
-def make_hello(
-    role: str, cluster_id: str, cluster_name: str, node: NodeId, name: str
-) -> Hello:
+def make_hello(role: str, cluster_id: str, cluster_name: str, node: NodeId, name: str) -> Hello:
     """This node's side of the handshake."""
     return Hello(PROTOCOL_VERSION, role, cluster_id, cluster_name, node, name)

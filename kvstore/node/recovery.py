@@ -1,4 +1,4 @@
-"""What a node finds on its disk when it starts, and what founding writes there (rules 12 and 16)."""
+"""What a node finds on its disk when it starts, and what founding writes there (rules 12, 16)."""
 
 from __future__ import annotations
 

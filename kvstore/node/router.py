@@ -1,10 +1,11 @@
 """Any node answers any key: operations find the slot's primary, here or elsewhere.
 
-A `Request` becomes a `Gathering`, which collects one result for each operation and answers when it has
-all. Each operation goes into the core if this node leads its slot, to the leader in one forwarded
-request per node and tick if it is known, or waits until it is. Where a leader is lost midway the
-operation is sent again as a retry with its own id (rules 4 and 5), until the caller's time is over;
-then it is answered "unavailable" if it was never given to a primary, and "outcome unknown" if it was.
+A `Request` becomes a `Gathering`, which collects one result for each operation and answers when it
+has all. Each operation goes into the core if this node leads its slot, to the leader in one
+forwarded request per node and tick if it is known, or waits until it is. Where a leader is lost
+midway the operation is sent again as a retry with its own id (rules 4 and 5), until the caller's
+time is over; then it is answered "unavailable" if it was never given to a primary, and "outcome
+unknown" if it was.
 """
 
 from __future__ import annotations
@@ -45,10 +46,23 @@ class PeerLinks(Protocol):
 class Gathering:
     """One request on its way to one response."""
 
-    __slots__ = ("deadline_ms", "leads", "missing", "reply", "request", "results", "slots", "started")
+    __slots__ = (
+        "deadline_ms",
+        "leads",
+        "missing",
+        "reply",
+        "request",
+        "results",
+        "slots",
+        "started",
+    )
 
     def __init__(
-        self, request: Request, slots: list[int], deadline_ms: int, reply: Callable[[Response], None]
+        self,
+        request: Request,
+        slots: list[int],
+        deadline_ms: int,
+        reply: Callable[[Response], None],
     ) -> None:
         self.request = request
         self.slots = slots
@@ -57,11 +71,11 @@ class Gathering:
         self.missing = len(slots)
         self.results: list[Result | None] = [None] * len(slots)
         self.started: set[int] | None = None
-        """Operations that may have reached a primary and been sent on since: retries from now on."""
+        """Operations that may have reached a primary before: retries from now on."""
         self.leads: dict[int, int] = {}
 
     def put(self, index: int, result: Result) -> bool:
-        """Set one result; True when it was the last. A second result for an operation is ignored."""
+        """Set one result; True when it was the last. A second one for an operation is ignored."""
         if self.results[index] is not None:
             return False
         self.results[index] = result
@@ -147,7 +161,9 @@ class Router:
             self._parked[number].append(ticket)
             return
         if request.hops >= REQUEST_HOPS_MAX:
-            self.answer(ticket, Failed(Code.UNAVAILABLE, f"slot {number} is changing its primary", 50))
+            self.answer(
+                ticket, Failed(Code.UNAVAILABLE, f"slot {number} is changing its primary", 50)
+            )
             return
         gathering.leads[number] = leader
         self._leaving[leader, retry, gathering.deadline_ms].append(ticket)
@@ -275,7 +291,9 @@ class Router:
                 continue
             op, number = gathering.request.ops[index], gathering.slots[index]
             started = gathering.started is not None and index in gathering.started
-            gathering.put(index, _timed_out(op, number, never_started=index in waiting and not started))
+            gathering.put(
+                index, _timed_out(op, number, never_started=index in waiting and not started)
+            )
         for number in {gathering.slots[i] for i in waiting}:
             kept = [t for t in self._parked[number] if t[0] is not gathering]
             if kept:
@@ -295,7 +313,9 @@ def _slot_for(op: Operation, slot_count: int) -> int:
 
 def _timed_out(op: Operation, number: int, *, never_started: bool) -> Failed:
     if isinstance(op, Get | Scan):
-        return Failed(Code.UNAVAILABLE, f"slot {number} has no reachable primary with a quorum", 100)
+        return Failed(
+            Code.UNAVAILABLE, f"slot {number} has no reachable primary with a quorum", 100
+        )
     if never_started:
         return Failed(
             Code.UNAVAILABLE,

@@ -1,10 +1,10 @@
 """The peer and client port: who may speak, and to whom each frame goes.
 
-A connection says who it is in its first frame (`Hello`); another cluster, another protocol version or
-anything that is no frame is told so, counted, and closed. Then frames go straight to where they
-belong: slot messages and leads into the core, gossip to the failure detector (answered at once, before
-any data), requests through the door to the router. A connection with too many unanswered requests is
-not read from until some are answered.
+A connection says who it is in its first frame (`Hello`); another cluster, another protocol version
+or anything that is no frame is told so, counted, and closed. Then frames go straight to where they
+belong: slot messages and leads into the core, gossip to the failure detector (answered at once,
+before any data), requests through the door to the router. A connection with too many unanswered
+requests is not read from until some are answered.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX
-from cluster.operations import Failed
 from kvstore.errors import SetupError
 from kvstore.node.connection import Connection
 from kvstore.node.door import check_operation, check_request
@@ -38,10 +37,11 @@ from kvstore.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cluster.swim import GossipMessage
+
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
-    from cluster.operations import Result
-    from cluster.swim import GossipMessage
+    from cluster.operations import Failed, Result
     from kvstore.wire.protocol import Frame
 
 log = structlog.get_logger(__name__)

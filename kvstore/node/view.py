@@ -1,7 +1,7 @@
 """What a node shows of itself to its doors: HTTP, the command line, the embedded store.
 
-The doors are written against this Protocol and know nothing else of the node. All of it is cheap and
-never waits, `submit` excepted.
+The doors are written against this Protocol and know nothing else of the node. All of it is cheap
+and never waits, `submit` excepted.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class EngineError(Exception):
     """The engine could not do what it was asked to; the message carries its own words."""
 
 
-class EngineCorruption(EngineError):  # noqa: N818 - named for what it is, as in RocksDB
+class EngineCorruption(EngineError):
     """Stored bytes are damaged or missing: the disk counts as lost (rule 12)."""
 
 

@@ -1,7 +1,7 @@
 """One tick's transaction over the engine: what `cluster.store.Store` asks for.
 
-Writes are collected in one engine batch, in order, and the node writes that batch once at the end of
-the tick. Reads look at what the tick has written before they ask the engine. A scan looks at the
+Writes are collected in one engine batch, in order, and the node writes that batch once at the end
+of the tick. Reads look at what the tick has written before they ask the engine. A scan looks at the
 engine alone, so what is pending is written first; the core scans before it changes anything, so no
 atomic step is ever cut in two by that.
 """

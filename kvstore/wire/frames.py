@@ -50,7 +50,9 @@ class FrameDecoder:
         frame_bytes_max: Refuse longer frames. The handshake uses a small limit; raise it after.
     """
 
-    def __init__(self, *, expect_magic: bool = False, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+    def __init__(
+        self, *, expect_magic: bool = False, frame_bytes_max: int = FRAME_BYTES_MAX
+    ) -> None:
         self.frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
         self._expect_magic = expect_magic
@@ -108,7 +110,8 @@ def decode_frame(body: bytes) -> Frame:
     them.
 
     Raises:
-        FrameError: not MessagePack, too deep, or not a message of this protocol; the text says where.
+        FrameError: not MessagePack, too deep, or not a message of this protocol; the text says
+        where.
     """
     try:
         return _decoder.decode(body)

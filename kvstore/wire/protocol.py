@@ -3,8 +3,8 @@
 A connection opens with the four magic bytes from the side that dialled, then each side speaks in
 frames (`kvstore.wire.frames`). The first frame each way is the handshake: `Hello`, answered by
 `Welcome` or `Refused`. After that a client sends `Request` and `RouteQuery` and gets `Response` and
-`Routes`, matched by ``id``, in any order. Between nodes the same port also carries `SlotMessages` and
-`GossipMessages`; a forwarded operation is simply a `Request` from a node.
+`Routes`, matched by ``id``, in any order. Between nodes the same port also carries `SlotMessages`
+and `GossipMessages`; a forwarded operation is simply a `Request` from a node.
 
 Times are durations, never clock readings: clocks may be wrong.
 """
@@ -12,13 +12,13 @@ Times are durations, never clock readings: clocks may be wrong.
 from __future__ import annotations
 
 import msgspec
+from cluster.swim import GossipMessage
 
 from cluster.messages import SlotMessage
 from cluster.operations import Operation, Result
-from cluster.swim import GossipMessage
 
 MAGIC = b"RKV1"
-"""First bytes of every connection; the digit is the framing's generation, not the protocol version."""
+"""First bytes of every connection; the digit is the framing's, not the protocol's version."""
 
 PROTOCOL_VERSION = 1
 """Spoken by this release. A peer that cannot speak it is told so and closed."""
@@ -59,11 +59,11 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=62):
 class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
     """Operations for the node, answered together in one `Response` with the results in order.
 
-    Operation ``i`` has the id ``(client, number + i)``, or ``number + offsets[i]`` where offsets are
-    given because only some of a batch are sent (again) (rule 5). ``seen[i]`` is the newest committed
-    position (20 bytes, `cluster.records.pack_version`) that the client knew of operation ``i``'s slot
-    before its first attempt, empty if none; an empty list stands for "none at all". ``timeout_ms``
-    is the time left to the caller; ``hops`` counts forwards.
+    Operation ``i`` has the id ``(client, number + i)``, or ``number + offsets[i]`` where offsets
+    are given because only some of a batch are sent (again) (rule 5). ``seen[i]`` is the newest
+    committed position (20 bytes, `cluster.records.pack_version`) that the client knew of operation
+    ``i``'s slot before its first attempt, empty if none; an empty list stands for "none at all".
+    ``timeout_ms`` is the time left to the caller; ``hops`` counts forwards.
     """
 
     id: int
@@ -126,7 +126,8 @@ class Leads(msgspec.Struct, frozen=True, array_like=True, tag=80):
     """What the sending node leads: exchanged on connect and on change.
 
     ``slots`` has two bytes each, ``positions`` 20 bytes each (ballot and committed sequence).
-    ``complete`` = all that it leads, otherwise only what is new; ``lost`` lists slots it leads no more.
+    ``complete`` = all that it leads, otherwise only what is new; ``lost`` lists slots it leads no
+    more.
     """
 
     complete: bool

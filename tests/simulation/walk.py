@@ -1,9 +1,10 @@
 """The production slot tables on a virtual network, disk and clock, walked at random from a seed.
 
-Several nodes hold one or two slots. A step delivers a message, ends a node's tick, finishes an fsync,
-crashes a node (any prefix of its unsynced batches survives), cuts or mends links, lets time pass, or
-sends a client's operation. After every step: equal positions mean equal content. At the end the faults
-stop, and everything must be served again, with all replicas equal and every acknowledged write there.
+Several nodes hold one or two slots. A step delivers a message, ends a node's tick, finishes an
+fsync, crashes a node (any prefix of its unsynced batches survives), cuts or mends links, lets time
+pass, or sends a client's operation. After every step: equal positions mean equal content. At the
+end the faults stop, and everything must be served again, with all replicas equal and every
+acknowledged write there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from cluster.operations import (
     Absent,
+    Code,
     Conflict,
     Deleted,
     Done,
@@ -31,7 +33,6 @@ from cluster.operations import (
     Result,
     Stale,
 )
-from cluster.operations import Code
 from cluster.records import decode_record, record_version
 from cluster.slot import Call, Primary, decode_row
 from cluster.slot_table import SlotTable
@@ -78,7 +79,9 @@ class SimNode:
     def rows(self) -> list[Any]:
         begin = keyspace.meta_slot_key(0)
         found = []
-        for key, raw in self.engine.scan(Table.META, begin, keyspace.prefix_end(begin[:1]), limit=9):
+        for key, raw in self.engine.scan(
+            Table.META, begin, keyspace.prefix_end(begin[:1]), limit=9
+        ):
             number, row = keyspace.parse_meta_slot_key(key), decode_row(raw)
             prefix = keyspace.record_prefix(number, row.generation)
             newest = self.engine.last(Table.LOG, prefix, keyspace.prefix_end(prefix))
@@ -406,8 +409,10 @@ def outcome(op: Op, state: State, stamp: bytes) -> tuple[State, bool]:
                 isinstance(result, Number) and result.value == number
             )
         case Put(value=value, expect=expect):
-            meets = expect is None or (expect == b"" and state is None) or (
-                state is not None and expect in (b"*", state[1])
+            meets = (
+                expect is None
+                or (expect == b"" and state is None)
+                or (state is not None and expect in (b"*", state[1]))
             )
             if not meets:
                 current = b"" if state is None else state[1]
