@@ -143,7 +143,9 @@ def print_rows(
                 click.echo(row[0])
         case _:
             shown = [at for at, name in enumerate(columns) if output == "wide" or name not in wide]
-            print_columns([columns[at] for at in shown], [[row[at] for at in shown] for row in rows])
+            print_columns(
+                [columns[at] for at in shown], [[row[at] for at in shown] for row in rows]
+            )
 
 
 def stderr_console() -> Console:

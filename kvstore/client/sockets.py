@@ -243,7 +243,7 @@ class SocketTransport:
         pool.free.release()
 
 
-class _RefusedByNode(Exception):  # noqa: N818 - a message between two functions
+class _RefusedByNode(Exception):
     """The node does not want us; asking again is no use."""
 
 

@@ -10,20 +10,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import structlog
-
 from kvstore.wire.protocol import Gossip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cluster.members import MemberState
-    from cluster.swim import GossipMessage, Swim
-
     from cluster.ballot import NodeId
+    from cluster.members import MemberState
+    from cluster.swim import Swim
+    from cluster.swim_messages import GossipMessage
     from kvstore.node.peers import Peers
-
-log = structlog.get_logger(__name__)
 
 
 class GossipDriver:
@@ -75,8 +71,7 @@ class GossipDriver:
         for node, message in messages:
             self._peers.send_gossip(node, Gossip(message))
         for event in self.swim.take_events():
-            log.info("member", node=event.member.name, state=event.member.state.name.lower())
-            self._on_state(event.member.node, event.member.state)
+            self._on_state(event.node, event.state)
 
     def close(self) -> None:
         """Say goodbye and stop."""

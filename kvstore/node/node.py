@@ -17,11 +17,12 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from cluster.members import MemberState, MemberUpdate
-from cluster.swim import Swim, SwimSettings
 
+from cluster.members import MemberState
 from cluster.placement import place
 from cluster.slot_table import SlotTable
+from cluster.swim import Swim
+from cluster.swim_settings import SwimSettings
 from cluster.topology import Node as Member
 from cluster.topology import Topology, decode_topology
 from kvstore.errors import SetupError
@@ -40,10 +41,9 @@ from kvstore.wire.protocol import PROTOCOL_VERSION, Welcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cluster.swim import GossipMessage
-
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
+    from cluster.swim_messages import GossipMessage
     from kvstore.metrics import Metrics
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.engine import Engine
@@ -155,19 +155,13 @@ class Node:
         self.router = Router(self.id, self.table, self.peers, self.core.wake, now_ms)
         self.core.peers, self.core.router = self.peers, self.router
         self.core.wake()
-        members = {
-            node.id: MemberUpdate(
-                node.id, 0, MemberState.ALIVE, node.name, node.address, node.http_address, node.zone
-            )
-            for node in topology.nodes
-        }
-        swim = Swim(members[self.id], SwimSettings(), self._rng)
+        swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
         self.gossip = GossipDriver(swim, self.peers, self._member_state, now_ms)
         for node in topology.nodes:
             if node.id != self.id:
                 self.table.peer_hoped(node.id)
                 self.peers.add(node.id, node.name, node.address)
-        swim.join([update for node, update in members.items() if node != self.id], now_ms())
+        swim.join([node.id for node in topology.nodes], now_ms())
         if founding:
             self.table.found(place(topology).owners)
             store_founding(self.engine, self.store, topology)
@@ -201,7 +195,7 @@ class Node:
     def _link_up(self, node: NodeId) -> None:
         self.core.wake()
         self.peers.send(node, pack_leads(self.table.led(), (), complete=True))
-        if self.gossip.swim.members()[node].state is not MemberState.DEAD:
+        if self.gossip.swim.state(node) is not MemberState.DEAD:
             self._down.discard(node)
             self.table.peer_up(node)
 
@@ -218,6 +212,9 @@ class Node:
             self.table.peer_down(node)
 
     def _member_state(self, node: NodeId, state: MemberState) -> None:
+        listed = self.topology.node(node) if self.topology is not None else None
+        name = listed.name if listed is not None else f"{node:012x}"
+        log.info("member", peer=name, state=state.name.lower())
         if node == self.id:
             return
         if state in (MemberState.DEAD, MemberState.LEFT):

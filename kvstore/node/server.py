@@ -37,11 +37,10 @@ from kvstore.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cluster.swim import GossipMessage
-
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
     from cluster.operations import Failed, Result
+    from cluster.swim_messages import GossipMessage
     from kvstore.wire.protocol import Frame
 
 log = structlog.get_logger(__name__)

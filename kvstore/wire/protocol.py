@@ -12,10 +12,10 @@ Times are durations, never clock readings: clocks may be wrong.
 from __future__ import annotations
 
 import msgspec
-from cluster.swim import GossipMessage
 
 from cluster.messages import SlotMessage
 from cluster.operations import Operation, Result
+from cluster.swim_messages import GossipMessage
 
 MAGIC = b"RKV1"
 """First bytes of every connection; the digit is the framing's, not the protocol's version."""

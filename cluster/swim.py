@@ -1,0 +1,401 @@
+"""The failure detector: SWIM with Lifeguard, as a state machine without clock or sockets.
+
+Once in each *period* a node sends `Ping` to one other member. Without an ack in time it asks a few
+others to try (`PingReq`); without any ack by the end of the period it *suspects* the member and
+says so. A suspected member that lives hears of it and refutes it with a higher incarnation; one
+that does not is declared dead when its time is over (`cluster.suspicion`). News ride on these
+messages (`cluster.broadcasts`), and each also carries one entry of the sender's table in turn, so
+that what was lost on the way is mended without a second kind of message.
+
+Sources: Das, Gupta and Motivala, SWIM, DSN 2002; Dadgar, Phillips and Currey, Lifeguard,
+arXiv:1707.00788 (local health, suspicion by confirmation, the buddy rule: who is probed while it is
+suspected is told so in that very message). The cost per node and period does not depend on the
+number of members. The rota is SWIM's: shuffled, each member once in a round, so that a silent
+member is found within one round.
+
+Two deviations. Dead members are still probed now and then, because the topology still lists them
+and a healed cut must be noticed. And a node that finds itself late (it was frozen, its clock
+jumped) blames itself for the time that it missed: all its deadlines move by as much.
+
+Nothing here decides safety: a wrong verdict costs a detour, never data.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from cluster.awareness import Awareness
+from cluster.ballot import NodeId
+from cluster.broadcasts import Broadcasts
+from cluster.members import Member, MemberEvent, MemberState, MemberUpdate
+from cluster.suspicion import Suspicion
+from cluster.swim_messages import GossipMessage, Ping, PingAck, PingNack, PingReq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cluster.swim_settings import SwimSettings
+
+
+Sends = list[tuple[NodeId, GossipMessage]]
+
+
+class Chance(Protocol):
+    """A seeded generator (`random.Random`)."""
+
+    def shuffle(self, x: list[NodeId], /) -> None:
+        """Put into a random order."""
+
+    def randrange(self, stop: int, /) -> int:
+        """A number from 0 to below ``stop``."""
+
+
+class Probe(msgspec.Struct, gc=False):
+    """A member of which an answer is awaited."""
+
+    target: NodeId
+    indirect_due_ms: int
+    due_ms: int
+    asked: int = 0
+    nacks: int = 0
+
+
+class Relay(msgspec.Struct, frozen=True, gc=False):
+    """A ping made for another node."""
+
+    origin: NodeId
+    number: int
+    due_ms: int
+
+
+class Swim:
+    """The failure detector of one node.
+
+    Args:
+        me: Its own id.
+        settings: See `SwimSettings`.
+        rng: For the order of probes and the choice of helpers.
+        now_ms: The present, on any monotonic clock.
+    """
+
+    def __init__(self, me: NodeId, settings: SwimSettings, rng: Chance, now_ms: int) -> None:
+        self.me = me
+        self.incarnation = 0
+        self._settings = settings
+        self._rng = rng
+        self._members: dict[NodeId, Member] = {me: Member(me, now_ms)}
+        self._awareness = Awareness(settings.health_score_max)
+        self._broadcasts = Broadcasts()
+        self._suspicions: dict[NodeId, Suspicion] = {}
+        self._probes: dict[int, Probe] = {}
+        self._relays: dict[int, Relay] = {}
+        self._events: list[MemberEvent] = []
+        self._rota: list[NodeId] = []
+        self._rota_at = 0
+        self._sync_at = 0
+        self._number = 0
+        self._period_due_ms = now_ms
+        self._dead_due_ms = 0
+        self._left = False
+
+    # -- what is known ---------------------------------------------------------------------------
+
+    @property
+    def health_score(self) -> int:
+        """See `cluster.awareness`; 0 is healthy."""
+        return self._awareness.score
+
+    def members(self) -> dict[NodeId, Member]:
+        """All members, this node included; not to be changed."""
+        return self._members
+
+    def state(self, node: NodeId) -> MemberState:
+        """What is believed of a member."""
+        return self._members[node].state
+
+    def take_events(self) -> list[MemberEvent]:
+        """The changes of state since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def next_due_ms(self) -> int:
+        """When `tick` must be called next."""
+        due = [self._period_due_ms]
+        due += [
+            probe.due_ms if probe.asked else probe.indirect_due_ms
+            for probe in self._probes.values()
+        ]
+        due += [suspicion.due_ms for suspicion in self._suspicions.values()]
+        due += [relay.due_ms for relay in self._relays.values()]
+        return min(due)
+
+    # -- who is in ---------------------------------------------------------------------------------
+
+    def join(self, nodes: Iterable[NodeId], now_ms: int) -> None:
+        """These are members too (the topology says so); presumed alive."""
+        for node in nodes:
+            if node not in self._members:
+                self._members[node] = Member(node, now_ms)
+                self._rota.insert(self._rng.randrange(len(self._rota) + 1), node)
+
+    def remove(self, node: NodeId) -> None:
+        """This is no member any more."""
+        assert node != self.me
+        del self._members[node]
+        self._rota.remove(node)
+        self._rota_at = min(self._rota_at, len(self._rota))
+        self._suspicions.pop(node, None)
+        self._broadcasts.drop(node)
+        self._probes = {n: p for n, p in self._probes.items() if p.target != node}
+
+    def leave(self, now_ms: int) -> Sends:
+        """This node stops on purpose: tells a few others, who tell the rest."""
+        self._left = True
+        self._believe(MemberUpdate(self.me, self.incarnation, MemberState.LEFT), now_ms)
+        number = self._next_number()
+        return [(node, Ping(number, self._news())) for node in self._helpers({self.me})]
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def tick(self, now_ms: int) -> Sends:
+        """Do what is due."""
+        if self._left:
+            return []
+        self._forgive(now_ms)
+        sends: Sends = []
+        for number, probe in [*self._probes.items()]:
+            if now_ms >= probe.due_ms:
+                del self._probes[number]
+                self._judge(probe, now_ms)
+            elif now_ms >= probe.indirect_due_ms and not probe.asked:
+                sends += self._ask_helpers(number, probe)
+        for number, relay in list(self._relays.items()):
+            if now_ms >= relay.due_ms:
+                del self._relays[number]
+                sends.append((relay.origin, PingNack(relay.number, self._news())))
+        for node, suspicion in list(self._suspicions.items()):
+            if now_ms >= suspicion.due_ms:
+                incarnation = self._members[node].incarnation
+                self._believe(MemberUpdate(node, incarnation, MemberState.DEAD, self.me), now_ms)
+        if now_ms >= self._period_due_ms:
+            period_ms = self._awareness.stretch_ms(self._settings.probe_interval_ms)
+            self._period_due_ms = now_ms + period_ms
+            sends += self._begin_period(now_ms)
+        return sends
+
+    def _forgive(self, now_ms: int) -> None:
+        """If this node was away for over a period, the others could not be heard: blame nobody."""
+        late_ms = now_ms - self.next_due_ms()
+        if late_ms <= self._settings.probe_interval_ms:
+            return
+        self._awareness.add(1)
+        for probe in self._probes.values():
+            probe.indirect_due_ms += late_ms
+            probe.due_ms += late_ms
+        for suspicion in self._suspicions.values():
+            suspicion.since_ms += late_ms
+
+    def _begin_period(self, now_ms: int) -> Sends:
+        sends: Sends = []
+        target = self._next_target()
+        if target is not None:
+            sends += self._probe(target, now_ms)
+        if now_ms >= self._dead_due_ms:
+            self._dead_due_ms = now_ms + self._settings.dead_probe_interval_ms
+            dead = [n for n, m in self._members.items() if m.state >= MemberState.DEAD]
+            if dead:
+                node = dead[self._rng.randrange(len(dead))]
+                sends.append((node, Ping(self._next_number(), self._news(node))))
+        return sends
+
+    def _next_target(self) -> NodeId | None:
+        """The next in the rota that is not known to be gone and not being probed already."""
+        probed = self._probed()
+        for _ in range(len(self._rota)):
+            if self._rota_at >= len(self._rota):
+                self._rota_at = 0
+                self._rng.shuffle(self._rota)
+            node = self._rota[self._rota_at]
+            self._rota_at += 1
+            if self._members[node].state < MemberState.DEAD and node not in probed:
+                return node
+        return None
+
+    def _probe(self, target: NodeId, now_ms: int, *, direct: bool = True) -> Sends:
+        stretch_ms = self._awareness.stretch_ms
+        wait_ms = stretch_ms(self._settings.probe_timeout_ms) if direct else 0
+        number = self._next_number()
+        due_ms = now_ms + stretch_ms(self._settings.probe_interval_ms)
+        self._probes[number] = probe = Probe(target, now_ms + wait_ms, due_ms)
+        if direct:
+            return [(target, Ping(number, self._news(target)))]
+        return self._ask_helpers(number, probe)
+
+    def _ask_helpers(self, number: int, probe: Probe) -> Sends:
+        helpers = self._helpers({self.me, probe.target})
+        probe.asked = len(helpers)
+        probe.indirect_due_ms = probe.due_ms
+        return [(node, PingReq(number, probe.target, self._news(probe.target))) for node in helpers]
+
+    def _judge(self, probe: Probe, now_ms: int) -> None:
+        """Nobody has heard of the target by the end of the period."""
+        missing = probe.asked - probe.nacks
+        self._awareness.add(missing if probe.asked else 1)  # silent helpers: it may be us
+        member = self._members[probe.target]
+        if member.state is MemberState.ALIVE:
+            self._believe(
+                MemberUpdate(probe.target, member.incarnation, MemberState.SUSPECT, self.me), now_ms
+            )
+        elif member.state is MemberState.SUSPECT:
+            self._confirm(member, self.me)
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def on_message(self, sender: NodeId, message: GossipMessage, now_ms: int) -> Sends:
+        """A message of another member. Whoever is none is not listened to."""
+        if sender not in self._members or self._left:
+            return []
+        for update in message.updates:
+            self._hear(update, now_ms)
+        match message:
+            case Ping(number=number):
+                return [(sender, PingAck(number, self._news(sender)))]
+            case PingReq(number=number, target=target):
+                return self._on_request(sender, number, target, now_ms)
+            case PingAck(number=number):
+                return self._on_ack(number)
+            case PingNack(number=number):
+                if number in self._probes:
+                    self._probes[number].nacks += 1
+                return []
+
+    def on_unreachable(self, node: NodeId, now_ms: int) -> Sends:
+        """The transport cannot reach this member now: others are asked at once."""
+        if self._left or node not in self._members:
+            return []
+        if self._members[node].state is not MemberState.ALIVE or node in self._probed():
+            return []
+        return self._probe(node, now_ms, direct=False)
+
+    def _on_request(self, origin: NodeId, number: int, target: NodeId, now_ms: int) -> Sends:
+        if target not in self._members:
+            return []
+        if target == self.me:
+            return [(origin, PingAck(number, self._news(origin)))]
+        mine = self._next_number()
+        self._relays[mine] = Relay(origin, number, now_ms + self._settings.relay_timeout_ms)
+        return [(target, Ping(mine, self._news(target)))]
+
+    def _on_ack(self, number: int) -> Sends:
+        relay = self._relays.pop(number, None)
+        if relay is not None:
+            return [(relay.origin, PingAck(relay.number, self._news(relay.origin)))]
+        if self._probes.pop(number, None) is not None:
+            self._awareness.add(-1)
+        return []
+
+    # -- beliefs ----------------------------------------------------------------------------------
+
+    def _hear(self, update: MemberUpdate, now_ms: int) -> None:
+        member = self._members.get(update.node)
+        if member is None:
+            return
+        if update.node == self.me:
+            self._refute(update)
+        elif member.loses_to(update):
+            self._believe(update, now_ms)
+        elif (
+            update.state is MemberState.SUSPECT is member.state
+            and update.incarnation == member.incarnation
+        ):
+            self._confirm(member, update.accuser)
+
+    def _refute(self, update: MemberUpdate) -> None:
+        """Whatever others say of this node, it lives: said under a higher incarnation."""
+        me = self._members[self.me]
+        if not me.loses_to(update):
+            return
+        if update.state is not MemberState.ALIVE:
+            self._awareness.add(1)
+        self.incarnation = me.incarnation = update.incarnation + 1
+        self._broadcasts.put(me.update())
+
+    def _confirm(self, member: Member, accuser: NodeId) -> None:
+        if self._suspicions[member.node].confirm(accuser):
+            self._broadcasts.put(member.update(accuser))
+
+    def _believe(self, update: MemberUpdate, now_ms: int) -> None:
+        member = self._members[update.node]
+        if member.take(update, now_ms):
+            self._events.append(MemberEvent(member.node, member.state))
+        self._broadcasts.put(update)
+        if member.state is not MemberState.SUSPECT:
+            self._suspicions.pop(member.node, None)
+            return
+        settings = self._settings
+        others = sum(m.state < MemberState.DEAD for m in self._members.values()) - 2
+        timeout_ms = settings.suspicion_periods * settings.probe_interval_ms
+        timeout_ms = int(timeout_ms * max(1.0, math.log10(len(self._members))))
+        self._suspicions[member.node] = Suspicion(
+            update.accuser,
+            now_ms,
+            expected=settings.confirmations if others >= settings.confirmations else 0,
+            timeout_ms_min=timeout_ms,
+            timeout_ms_max=timeout_ms * settings.suspicion_stretch,
+        )
+
+    # -- small parts ------------------------------------------------------------------------------
+
+    def _news(self, receiver: NodeId | None = None) -> list[MemberUpdate]:
+        """What rides on a message: fresh news, one entry in turn, and the receiver's own state."""
+        settings = self._settings
+        sends_max = settings.sends_per_magnitude * math.ceil(math.log10(len(self._members) + 1))
+        updates = self._broadcasts.take(settings.updates_per_message, sends_max=sends_max)
+        told = {update.node for update in updates}
+        extra = [self._in_turn()]
+        if receiver is not None and self._members[receiver].state is not MemberState.ALIVE:
+            extra.append(receiver)
+        for node in dict.fromkeys(extra):
+            if node not in told:
+                suspicion = self._suspicions.get(node)
+                accuser = min(suspicion.accusers) if suspicion is not None else 0
+                updates.append(self._members[node].update(accuser))
+        return updates
+
+    def _in_turn(self) -> NodeId:
+        """The next member of the table, this node included."""
+        self._sync_at = (self._sync_at + 1) % (len(self._rota) + 1)
+        return self.me if self._sync_at == len(self._rota) else self._rota[self._sync_at]
+
+    def _helpers(self, without: set[NodeId]) -> list[NodeId]:
+        """A few random members that may answer; O(helpers) in large clusters."""
+        chosen: list[NodeId] = []
+        for _ in range(4 * self._settings.indirect_probes):
+            if not self._rota or len(chosen) == self._settings.indirect_probes:
+                break
+            node = self._rota[self._rng.randrange(len(self._rota))]
+            if node in without or self._members[node].state is not MemberState.ALIVE:
+                continue
+            without.add(node)
+            chosen.append(node)
+        return chosen
+
+    def _probed(self) -> set[NodeId]:
+        return {probe.target for probe in self._probes.values()}
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        suspects = {n for n, m in self._members.items() if m.state is MemberState.SUSPECT}
+        assert set(self._suspicions) == suspects, "each suspect, and nobody else, has a time limit"
+        assert sorted(self._rota) == sorted(n for n in self._members if n != self.me)
+        assert self._left or self._members[self.me].state is MemberState.ALIVE
+        assert self._members[self.me].incarnation == self.incarnation
+        assert len(self._broadcasts) <= len(self._members)
+        assert len(self._probes) <= len(self._members)

@@ -1,0 +1,42 @@
+"""The knobs of the failure detector, with what each trades."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SwimSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How quickly, how patiently and at what cost members are watched.
+
+    With these, three nodes suspect a frozen one after 0.1 to 0.3 s and declare it dead 0.5 s later.
+    """
+
+    probe_interval_ms: int = 100
+    """One period: detection is quicker and costs more the shorter it is."""
+    probe_timeout_ms: int = 50
+    """Silence after which others are asked: above a busy peer's usual answer time."""
+    relay_timeout_ms: int = 30
+    """When a helper says that it has not heard either: before the asker's period ends."""
+    indirect_probes: int = 3
+    """Others that are asked: more forgive more lost messages."""
+    suspicion_periods: int = 5
+    """Time to answer an accusation: this many periods, times log10 of the members if over ten."""
+    suspicion_stretch: int = 6
+    """... and as many times longer while nobody has confirmed the accusation."""
+    confirmations: int = 3
+    """Independent confirmations that bring the time to answer down to its shortest."""
+    sends_per_magnitude: int = 4
+    """Each piece of news is sent this often for each digit of the number of members."""
+    updates_per_message: int = 16
+    """News in one message: bounds its size."""
+    dead_probe_interval_ms: int = 1_000
+    """How often one of the dead is probed."""
+    health_score_max: int = 7
+    """A node that doubts itself works up to one more than this many times more slowly."""
+
+    def __post_init__(self) -> None:
+        assert 0 < self.relay_timeout_ms < self.probe_timeout_ms < self.probe_interval_ms
+        assert self.relay_timeout_ms < self.probe_interval_ms - self.probe_timeout_ms
+        assert self.indirect_probes >= 0
+        assert self.suspicion_periods >= 1
+        assert self.suspicion_stretch >= 1
