@@ -34,6 +34,7 @@ from kvstore.errors import (
 
 if TYPE_CHECKING:
     from kvstore.client import AsyncClient, Client, Entry, ScanPage, connect, connect_async
+    from kvstore.embedded import open
 
 __all__ = [
     "AsyncClient",
@@ -56,6 +57,7 @@ __all__ = [
     "WrongType",
     "connect",
     "connect_async",
+    "open",
 ]
 
 _ROOMS = {
@@ -65,6 +67,7 @@ _ROOMS = {
     "ScanPage": "kvstore.client",
     "connect": "kvstore.client",
     "connect_async": "kvstore.client",
+    "open": "kvstore.embedded",
 }
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise of any name

@@ -24,7 +24,7 @@ from cluster.slot_table import SlotTable
 from cluster.swim import Swim
 from cluster.swim_settings import SwimSettings
 from cluster.topology import Node as Member
-from cluster.topology import Topology, decode_topology
+from cluster.topology import Topology, decode_topology, with_addresses
 from kvstore.errors import SetupError
 from kvstore.node.directory import Directory, pack_leads
 from kvstore.node.founding import Founder, make_founding
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
     from cluster.swim_messages import GossipMessage
-    from kvstore.metrics import Metrics
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.engine import Engine
     from kvstore.storage.group_commit import Commit
@@ -69,7 +68,7 @@ class Node:
         cluster_name: As the person typed it.
         engine: Open, and its own.
         commit: Makes its batches durable.
-        metrics: Counts what doors refuse.
+        on_refused: Told each refusal of a door, by its kind.
         founders: Addresses that found the cluster together; empty for a cluster of one.
     """
 
@@ -79,7 +78,7 @@ class Node:
         cluster_name: str,
         engine: Engine,
         commit: Commit,
-        metrics: Metrics,
+        on_refused: Callable[[str], None],
         *,
         founders: tuple[str, ...] = (),
         slot_count: int,
@@ -89,7 +88,6 @@ class Node:
         self.name = me.name
         self.topology: Topology | None = None
         self.started_ms = now_ms()
-        self.metrics = metrics
         self.engine = engine
         self.commit = commit
         self._me = me
@@ -97,6 +95,7 @@ class Node:
         self._founders = founders
         self._slot_count = slot_count
         self._replicas = replicas
+        self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
         self._adopted: asyncio.Future[Topology] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
@@ -139,11 +138,25 @@ class Node:
                 f"the data directory belongs to cluster {topology.cluster_name!r}, not "
                 f"{self._cluster_name!r}: choose another --data-dir or --cluster"
             )
-        if topology.node(self.id) is None:
-            raise SetupError(f"the data directory's cluster does not list member {self.id:012x}")
+        topology = self._check_addresses(topology)
         self._assemble(topology, founding=founding)
         self.gossip.start()
         self._tick()
+
+    def _check_addresses(self, topology: Topology) -> Topology:
+        """The topology with this node as it was started; only a cluster of one may have moved."""
+        listed = topology.node(self.id)
+        if listed is None:
+            raise SetupError(f"the data directory's cluster does not list member {self.id:012x}")
+        mine = (self._me.address, self._me.http_address)
+        if mine == (listed.address, listed.http_address):
+            return topology
+        if len(topology.nodes) == 1:
+            return with_addresses(topology, self.id, *mine)
+        raise SetupError(
+            f"the cluster knows this node at {listed.address} (HTTP {listed.http_address}), but it "
+            f"was started at {mine[0]} (HTTP {mine[1]}): start it with the ports that it had"
+        )
 
     def _assemble(self, topology: Topology, *, founding: bool) -> None:
         self.topology = topology
@@ -276,7 +289,7 @@ class Node:
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""
-        self.metrics.refused(reason)
+        self._on_refused(reason)
 
     def slot_count(self) -> int:
         """Slots of the cluster; 0 before it is founded."""

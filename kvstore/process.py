@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from cluster.topology import Node as Member
-from kvstore.errors import SetupError
 from kvstore.http.app import make_app
 from kvstore.http.server import start_http
 from kvstore.http.settings import HttpSettings
@@ -27,16 +26,12 @@ from kvstore.metrics import Metrics
 from kvstore.node.node import Node
 from kvstore.storage.datadir import DataDir
 from kvstore.storage.engine import EngineError
-from kvstore.storage.group_commit import GroupCommit, ImmediateCommit
-from kvstore.storage.memory import MemoryEngine
-from kvstore.storage.rocksdb import RocksEngine
+from kvstore.storage.opening import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvstore.settings import NodeSettings
-    from kvstore.storage.engine import Engine
-    from kvstore.storage.group_commit import Commit
 
 log = structlog.get_logger(__name__)
 
@@ -66,35 +61,19 @@ def run_node(settings: NodeSettings) -> int:
         directory.close()
 
 
-def open_engine(settings: NodeSettings, directory: DataDir) -> Engine:
-    """The engine that the settings name.
-
-    Raises:
-        SetupError: its files cannot be used; the message says why and what to do.
-    """
-    try:
-        engine: Engine
-        if settings.engine == "memory":
-            engine = MemoryEngine()
-        else:
-            engine = RocksEngine(directory.database_path, cache_bytes=settings.cache_bytes)
-        directory.mark_formatted()
-    except EngineError as error:
-        raise SetupError(f"cannot open the store in {settings.data_dir}: {error}") from error
-    return engine
-
-
 async def _serve(settings: NodeSettings, directory: DataDir) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    engine = open_engine(settings, directory)
-    commit: Commit
-    if settings.durability == "os" or settings.engine == "memory":
-        commit = ImmediateCommit(engine, loop, _disk_lost, synced=settings.engine == "memory")
-    else:
-        commit = GroupCommit(engine, loop, _disk_lost)
+    store = open_store(
+        directory,
+        loop,
+        _disk_lost,
+        engine=settings.engine,
+        durability=settings.durability,
+        cache_bytes=settings.cache_bytes,
+    )
     metrics = Metrics()
     node = Node(
         Member(
@@ -106,9 +85,9 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
             settings.weight,
         ),
         settings.cluster,
-        engine,
-        commit,
-        metrics,
+        store.engine,
+        store.commit,
+        metrics.refused,
         founders=settings.founders,
         slot_count=settings.slot_count,
         replicas=settings.replicas,
