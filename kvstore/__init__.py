@@ -34,7 +34,7 @@ from kvstore.errors import (
 
 if TYPE_CHECKING:
     from kvstore.client import AsyncClient, Client, Entry, ScanPage, connect, connect_async
-    from kvstore.embedded import open
+    from kvstore.embedded import open  # noqa: A004 - its documented name
 
 __all__ = [
     "AsyncClient",

@@ -39,7 +39,6 @@ SLOT_COUNT: Final = 64
 
 CACHE_BYTES: Final = 64 * 1_048_576
 START_TIMEOUT_S: Final = 60.0
-SERVING_POLL_S: Final = 0.005
 
 
 def open(  # noqa: A001 - like every `open`, and meant to be used as kvstore.open
@@ -144,8 +143,7 @@ class EmbeddedTransport:
                     f"{self._directory.path} holds one node's part of a cluster of "
                     f"{len(node.topology.nodes)}: it cannot be opened alone (use `kvstore serve`)"
                 )
-            while node.board.not_ready_reason():
-                await asyncio.sleep(SERVING_POLL_S)
+            await node.wait_ready()
         except BaseException:
             await node.close()
             raise

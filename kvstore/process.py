@@ -16,12 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from cluster.topology import Node as Member
 from kvstore.http.app import make_app
 from kvstore.http.server import start_http
 from kvstore.http.settings import HttpSettings
+from kvstore.log import get_logger
 from kvstore.metrics import Metrics
 from kvstore.node.node import Node
 from kvstore.storage.datadir import DataDir
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from kvstore.settings import NodeSettings
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long the loop may keep the interpreter from the sync thread; 5 ms would delay acks."""

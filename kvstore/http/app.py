@@ -14,7 +14,6 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-import structlog
 from aiohttp import web
 
 from kvstore.http import admin, batch, keys, listing, openapi
@@ -23,6 +22,7 @@ from kvstore.http.conditions import refuse_unsupported
 from kvstore.http.door import Call, Door, Route
 from kvstore.http.problems import ProblemError
 from kvstore.http.targets import KV_PREFIX, Query, decode_percent, split_target
+from kvstore.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DOOR", "make_app"]
 
-_log = structlog.get_logger(__name__)
+_log = get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 _DOOR_NAME: Final = "http"

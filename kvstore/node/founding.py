@@ -14,17 +14,17 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import structlog
 
 from cluster.topology import Node, Topology, decode_topology, encode_topology, found_topology
 from kvstore.errors import SetupError
+from kvstore.log import get_logger
 from kvstore.wire.frames import FrameDecoder, encode_frame
 from kvstore.wire.protocol import MAGIC, Founding, Hello, Refused, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ASK_AGAIN_S: Final = 0.2
 ASK_TIMEOUT_S: Final = 2.0

@@ -16,8 +16,6 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-import structlog
-
 from cluster.members import MemberState
 from cluster.placement import place
 from cluster.slot_table import SlotTable
@@ -26,6 +24,7 @@ from cluster.swim_settings import SwimSettings
 from cluster.topology import Node as Member
 from cluster.topology import Topology, decode_topology, with_addresses
 from kvstore.errors import SetupError
+from kvstore.log import get_logger
 from kvstore.node.directory import Directory, pack_leads
 from kvstore.node.founding import Founder, make_founding
 from kvstore.node.gossip import GossipDriver
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from kvstore.storage.group_commit import Commit
     from kvstore.wire.protocol import Founding, Hello, Leads, Request, Response, Routes
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 TICK_INTERVAL_S = 0.05
 """Timers of the core and the router: takeovers, retries, deadlines."""
@@ -100,6 +99,7 @@ class Node:
         self._adopted: asyncio.Future[Topology] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._down: set[NodeId] = set()
+        self._leads_moved = asyncio.Event()
         self._rng = random.Random()
         self.server = Server(self)
         self.peers = Peers(
@@ -142,6 +142,12 @@ class Node:
         self._assemble(topology, founding=founding)
         self.gossip.start()
         self._tick()
+
+    async def wait_ready(self) -> None:
+        """Until each slot has a primary that this node knows."""
+        while self.board.not_ready_reason():
+            self._leads_moved.clear()
+            await self._leads_moved.wait()
 
     def _check_addresses(self, topology: Topology) -> Topology:
         """The topology with this node as it was started; only a cluster of one may have moved."""
@@ -242,6 +248,7 @@ class Node:
         for node in self.peers.names():
             self.peers.send(node, leads)
         self.router.leads_changed([number for number, _ in led])
+        self._leads_moved.set()
 
     def _on_response(self, response: Response) -> None:
         self.router.on_response(response)
@@ -273,6 +280,7 @@ class Node:
         self.table.peer_leads_no_more(sender, lost)
         self.table.peer_leads(sender, led)
         self.router.leads_changed(led)
+        self._leads_moved.set()
 
     def on_founding(self, founding: Founding) -> Founding:
         """Somebody founds, or asks whether this node is founded."""

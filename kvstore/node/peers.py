@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
+from kvstore.log import get_logger
 from kvstore.node.connection import Connection
 from kvstore.wire.frames import FrameError, encode_frame
 from kvstore.wire.protocol import (
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from cluster.messages import SlotMessage
     from kvstore.wire.protocol import Frame, Request
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 2.0
 """For a TCP connection and its handshake."""

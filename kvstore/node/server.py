@@ -13,10 +13,9 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-import structlog
-
 from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX
 from kvstore.errors import SetupError
+from kvstore.log import get_logger
 from kvstore.node.connection import Connection
 from kvstore.node.door import check_operation, check_request
 from kvstore.wire.protocol import (
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from cluster.swim_messages import GossipMessage
     from kvstore.wire.protocol import Frame
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 FRAME_TIMEOUT_S: Final = 30.0
