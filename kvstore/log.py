@@ -15,6 +15,7 @@ import structlog
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMS: Final = ("auto", "text", "json")
 
+# Shared by our own lines and those of libraries.
 _SHARED: Final[list[Any]] = [
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -34,7 +35,7 @@ def get_logger(name: str) -> Any:
     )
 
 
-def configure_logging(level: str, form: str) -> None:
+def configure_logging(level: str = "info", form: str = "auto") -> None:
     """Send this process's log to stderr.
 
     Args:

@@ -1,21 +1,33 @@
-"""A node's settings: from flags, then the environment, then a TOML file; validated once, here.
+"""A node's settings: read from four places, checked once, believed from then on.
 
-The environment's names are ``KVSTORE_`` and the setting in capitals (``KVSTORE_DATA_DIR``); a file
-has the settings as top-level keys. Whatever is wrong is said with where it came from and what is
-allowed.
+Each setting has one name, and three spellings of it: ``--http-port``, ``KVSTORE_HTTP_PORT`` and
+``http_port`` in a TOML file. A flag wins over the environment, the environment over the settings
+file, the file over the ``[serve]`` table of the command line's configuration file. Whatever is
+wrong is refused with the place where it stands and with what would be right; a name that nobody
+knows is wrong too, because a misspelt setting that is passed over is found out in production. An
+environment variable that is set to nothing counts as not set.
+
+What depends on other settings (the node's name, where others reach it) is worked out here, so that
+a `NodeSettings` has no blanks. Addresses are brought into one form (small letters, short IPv6),
+because founders recognise each other by comparing them as text.
+
+There is no authentication yet. Until there is, a node listens beyond loopback only if told so by
+``insecure``.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import tomllib
-from typing import TYPE_CHECKING, Any, Final, Literal
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from cluster.limits import (
-    ADDRESS_BYTES_MAX,
     NAME_BYTES_MAX,
     NODE_WEIGHT_DEFAULT,
     NODE_WEIGHT_MAX,
@@ -28,226 +40,364 @@ from cluster.limits import (
 from kvstore.errors import SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
-__all__ = ["NodeSettings", "load_settings", "parse_size"]
+__all__ = ["NodeSettings", "load_settings"]
 
+HOST_DEFAULT: Final = "127.0.0.1"
 PORT_DEFAULT: Final = 7401
 HTTP_PORT_DEFAULT: Final = 8401
-CACHE_BYTES_DEFAULT: Final = 64 * 1_048_576
 
-_OTHERS: Final = {"KVSTORE_URL", "KVSTORE_TOKEN", "KVSTORE_TIMEOUT", "KVSTORE_CONFIG"}
-"""Variables of that prefix that are not a node's settings."""
+CACHE_BYTES_DEFAULT: Final = 192 * 1_048_576
+CACHE_BYTES_MIN: Final = 8 * 1_048_576
+"""Less leaves RocksDB write buffers so small that it mostly compacts."""
+CACHE_BYTES_MAX: Final = 1 << 40
+"""A tebibyte: more is a slip of the unit."""
 
-_UNITS: Final = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_VARIABLE_PREFIX: Final = "KVSTORE_"
+_OTHER_VARIABLES: Final = frozenset(
+    f"{_VARIABLE_PREFIX}{name}" for name in ("URL", "TOKEN", "CONFIG", "TIMEOUT", "SETTINGS_FILE")
+)
+"""Variables of this prefix that mean something, but are no setting of a node."""
+
+_HOST_NAME: Final = re.compile(
+    r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*(?=[0-9-]*[a-z_])[a-z0-9_-]{1,63}"
+)
+"""Labels between dots; the last has a letter, so that no half-written IPv4 address passes."""
+
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|)", re.IGNORECASE | re.ASCII)
+_SIZE_BYTES: Final = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_TRUTHS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
 
 
-class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that can be set on one node. An empty name or address takes its default."""
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node runs with. Made by `load_settings`, which checks it."""
 
-    name: str = ""
-    """Unique in the cluster; by default ``node-<port>``."""
-    host: str = "127.0.0.1"
-    """Where the peer and client port listens."""
+    name: str
+    """For people: in lists, logs and metrics. Unique in the cluster."""
+    host: str = HOST_DEFAULT
+    """Where the node listens for peers and clients."""
     port: int = PORT_DEFAULT
-    http_host: str = ""
-    """Where the HTTP port listens; by default as ``host``."""
+    http_host: str
+    """Where it listens for HTTP."""
     http_port: int = HTTP_PORT_DEFAULT
-    advertised_address: str = ""
-    """``host:port`` under which others reach this node; by default host and port."""
-    advertised_http_address: str = ""
-    data_dir: str = "kvdata"
+    advertised_address: str
+    """``host:port`` under which peers and clients reach it."""
+    advertised_http_address: str
+    data_dir: Path = Path("kvdata")
     cluster: str = "ringkv"
-    """The cluster's name; a node refuses peers of another."""
+    """A name that all nodes of the cluster share, so that strangers notice each other."""
     founders: tuple[str, ...] = ()
-    """Addresses that found the cluster together, the same list on each; none = a cluster of one."""
+    """Advertised addresses of the nodes that found the cluster; none: this node on its own."""
     zone: str = ""
-    """What fails together (a rack, a host); replicas are spread over zones."""
+    """Replicas of a slot are spread over zones; empty: none."""
     weight: float = NODE_WEIGHT_DEFAULT
-    """Share of the load relative to the other nodes."""
+    """The node's share of the slots relative to others'."""
     replicas: int = REPLICAS_DEFAULT
+    """Copies of each slot; fixed when the cluster is founded."""
     slot_count: int = SLOT_COUNT_DEFAULT
-    """Fixed when the cluster is founded, as is ``replicas`` for now."""
+    """Fixed when the cluster is founded."""
     durability: Literal["disk", "os"] = "disk"
-    """"disk" acknowledges after an fsync; "os" after the write, and a power cut may lose it."""
+    """A write is acknowledged once it is on disk, or once the operating system has it."""
     engine: Literal["rocksdb", "memory"] = "rocksdb"
     cache_bytes: int = CACHE_BYTES_DEFAULT
+    """The engine's block cache and write buffers together."""
     insecure: bool = False
-    """Allow ports beyond loopback although there is no authentication yet."""
+    """Listen beyond loopback although nothing asks callers who they are."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"
 
 
+class _Given(NamedTuple):
+    """A value as somebody wrote it."""
+
+    value: object
+    source: str
+
+
 def load_settings(
-    flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    file: Path | None,
+    *,
+    configured: Mapping[str, Any] | None = None,
 ) -> NodeSettings:
-    """Settings from their three sources; a flag of None was not given.
+    """The settings of a node; what nobody gives has its default.
+
+    Args:
+        flags: By name of setting; None is a flag that was not given.
+        environ: The environment, of which only ``KVSTORE_...`` is looked at.
+        file: A TOML file of settings.
+        configured: The configuration file's ``[serve]`` table.
 
     Raises:
-        SetupError: a value cannot be used, or a name is unknown; says which, from where, and why.
+        SetupError: a value is not allowed, a name is not known, or the file cannot be read; the
+            message says where it stands and what is allowed.
     """
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for name, value in _from_file(file).items():
-        values[name], sources[name] = value, f"{name!r} in {file}"
-    for name, value in _from_environment(environ).items():
-        values[name], sources[name] = value, f"KVSTORE_{name.upper()}"
+    given: dict[str, _Given] = {}
+    for name, value in (configured or {}).items():
+        given[_known(name, "[serve] of the configuration file")] = _Given(
+            value, f"{name} in [serve] of the configuration file"
+        )
+    if file is not None:
+        for name, value in _read_file(file).items():
+            given[_known(name, f"file {file}")] = _Given(value, f"{name} in file {file}")
+    for variable, text in environ.items():
+        if variable.startswith(_VARIABLE_PREFIX) and variable not in _OTHER_VARIABLES and text:
+            given[_known_variable(variable)] = _Given(text, f"environment {variable}")
     for name, value in flags.items():
         if value is not None:
-            values[name], sources[name] = value, f"--{name.replace('_', '-')}"
-    settings = _with_defaults(_converted(values, sources))
-    for name, fault in _faults(settings):
-        raise SetupError(f"{sources.get(name, name)}: {fault}")
-    return settings
+            given[_known(name, "flags")] = _Given(value, f"flag {_flag(name)}")
+    values = {name: _parse(name, entry) for name, entry in given.items()}
+    return _complete(values, {name: entry.source for name, entry in given.items()})
 
 
-def parse_size(text: str) -> int:
-    """Bytes: a number with an optional unit, ``64MiB``.
-
-    Raises:
-        ValueError: it is none.
-    """
-    found = re.fullmatch(r"\s*(\d+)\s*([a-zA-Z]*)\s*", text)
-    if not found or found[2].lower() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB")
-    return int(found[1]) * _UNITS[found[2].lower()]
-
-
-def _from_file(file: Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
+def _read_file(file: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SetupError(f"cannot read the settings file {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"the settings file {file} is not TOML: {error}") from error
-    _refuse_unknown({name: f"{name!r} in {file}" for name in values})
-    return values
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    mine = {n: v for n, v in environ.items() if n.startswith("KVSTORE_") and n not in _OTHERS}
-    mine.pop("KVSTORE_SETTINGS_FILE", None)
-    _refuse_unknown({name.removeprefix("KVSTORE_").lower(): name for name in mine})
-    return {name.removeprefix("KVSTORE_").lower(): value for name, value in mine.items()}
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _refuse_unknown(sources: Mapping[str, str]) -> None:
-    known = NodeSettings.__struct_fields__
-    for name, source in sources.items():
-        if name not in known:
-            raise SetupError(f"{source} is not a setting of a node; there are {', '.join(known)}")
+def _known(name: str, where: str) -> str:
+    if name in _PARSERS:
+        return name
+    raise SetupError(f"{where}: there is no setting {name!r}{_nearest(name, list(_PARSERS))}")
 
 
-def _converted(values: dict[str, Any], sources: Mapping[str, str]) -> NodeSettings:
-    """Each value as its field's type; texts from the environment are read leniently."""
-    types = {field.name: field.type for field in msgspec.structs.fields(NodeSettings)}
-    for name, value in values.items():
-        try:
-            if name == "founders" and isinstance(value, str):
-                value = [part.strip() for part in value.split(",") if part.strip()]
-            elif name == "cache_bytes" and isinstance(value, str):
-                value = parse_size(value)
-            values[name] = msgspec.convert(value, types[name], strict=not isinstance(value, str))
-        except (msgspec.ValidationError, ValueError) as error:
-            raise SetupError(f"{sources[name]}: {value!r} cannot be used: {error}") from error
-    return NodeSettings(**values)
-
-
-def _with_defaults(given: NodeSettings) -> NodeSettings:
-    http_host = given.http_host or given.host
-    return msgspec.structs.replace(
-        given,
-        name=given.name or f"node-{given.port}",
-        http_host=http_host,
-        advertised_address=given.advertised_address or join_address(given.host, given.port),
-        advertised_http_address=given.advertised_http_address
-        or join_address(http_host, given.http_port),
+def _known_variable(variable: str) -> str:
+    name = variable.removeprefix(_VARIABLE_PREFIX).lower()
+    if name in _PARSERS and variable.isupper():
+        return name
+    variables = [f"{_VARIABLE_PREFIX}{known.upper()}" for known in _PARSERS]
+    raise SetupError(
+        f"environment {variable}: there is no such setting"
+        f"{_nearest(variable, [*variables, *sorted(_OTHER_VARIABLES)])}"
     )
 
 
-def join_address(host: str, port: int) -> str:
-    """``host:port``, with brackets around an IPv6 address."""
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _parse(name: str, given: _Given) -> Any:
+    try:
+        return _PARSERS[name](given.value)
+    except ValueError as error:
+        raise SetupError(f"{given.source}: {given.value!r} is not allowed: {error}") from error
+
+
+def _complete(values: dict[str, Any], sources: Mapping[str, str]) -> NodeSettings:
+    """Fill in what follows from other settings, then check what hangs together."""
+    host = values.get("host", HOST_DEFAULT)
+    port = values.get("port", PORT_DEFAULT)
+    http_host = values.setdefault("http_host", host)
+    http_port = values.get("http_port", HTTP_PORT_DEFAULT)
+    values.setdefault("name", f"node-{port}")
+    if not values.get("insecure", False):
+        _check_loopback("host", host, sources)
+        _check_loopback("http_host", http_host, sources)
+    if (host, port) == (http_host, http_port):
+        raise SetupError(f"--port and --http-port are both {port}: each door needs its own")
+    if "advertised_address" not in values:
+        values["advertised_address"] = _advertise("advertised_address", host, port)
+    if "advertised_http_address" not in values:
+        if _is_everywhere(host) and _is_everywhere(http_host):
+            http_host = values["advertised_address"].rpartition(":")[0].strip("[]")
+        values["advertised_http_address"] = _advertise(
+            "advertised_http_address", http_host, http_port
+        )
+    settings = NodeSettings(**values)
+    if settings.founders and settings.advertised_address not in settings.founders:
+        raise SetupError(
+            f"{sources['founders']}: {', '.join(settings.founders)} lacks this node's own address "
+            f"{settings.advertised_address} (--advertised-address): all founders are started with "
+            "one and the same list"
+        )
+    return settings
+
+
+def _check_loopback(name: str, host: str, sources: Mapping[str, str]) -> None:
+    if host == "localhost":
+        return
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass  # what a host name resolves to may change any day, so it does not count as loopback
+    source = sources.get(name) or sources["host"]
+    raise SetupError(
+        f"{source}: {host} is reachable from other machines, and authentication does not exist "
+        "yet: whoever reaches the port may read and write everything. Listen on 127.0.0.1, or add "
+        "--insecure if the network is yours alone"
+    )
+
+
+def _is_everywhere(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _advertise(name: str, host: str, port: int) -> str:
+    if _is_everywhere(host):
+        raise SetupError(
+            f"the node listens on {host}, which is everywhere and no address that others can call: "
+            f"say where they reach it with {_flag(name)} HOST:PORT"
+        )
+    return _join(host, port)
+
+
+def _join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _faults(settings: NodeSettings) -> Iterator[tuple[str, str]]:
-    """What is wrong, as setting and reason."""
-    yield from _place_faults(settings)
-    yield from _founder_faults(settings)
-    yield from _exposure_faults(settings)
-    for name in ("name", "cluster", "zone"):
-        text = getattr(settings, name)
-        if (not text and name != "zone") or len(text.encode()) > NAME_BYTES_MAX:
-            yield name, f"must have 1 to {NAME_BYTES_MAX} bytes"
-        elif not text.isprintable() or " " in text:
-            yield name, f"{text!r} has spaces or characters that cannot be printed"
-    if not NODE_WEIGHT_MIN <= settings.weight <= NODE_WEIGHT_MAX:
-        yield "weight", f"must be from {NODE_WEIGHT_MIN} to {NODE_WEIGHT_MAX}"
-    if not 1 <= settings.replicas <= REPLICAS_MAX:
-        yield "replicas", f"must be from 1 to {REPLICAS_MAX}"
-    slots = settings.slot_count
-    if not 1 <= slots <= SLOT_COUNT_MAX or slots & (slots - 1):
-        yield "slot_count", f"must be a power of two, at most {SLOT_COUNT_MAX}"
-    if settings.cache_bytes < 0:
-        yield "cache_bytes", "cannot be negative"
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it is a text")
+    return value
 
 
-def _place_faults(settings: NodeSettings) -> Iterator[tuple[str, str]]:
-    for name in ("port", "http_port"):
-        if not 1 <= getattr(settings, name) <= 65_535:
-            yield name, "a port is a number from 1 to 65535"
-    if settings.port == settings.http_port:
-        yield "http_port", f"port {settings.port} is the peer and client port already"
-    if not settings.data_dir:
-        yield "data_dir", "must name a directory"
-    for name in ("advertised_address", "advertised_http_address"):
-        for fault in _address_faults(getattr(settings, name)):
-            yield name, fault
+def _parse_name(value: object) -> str:
+    text = _parse_text(value)
+    if not text or not text.isprintable() or " " in text or len(text.encode()) > NAME_BYTES_MAX:
+        raise ValueError(f"a name has 1 to {NAME_BYTES_MAX} bytes, printable and without spaces")
+    return text
 
 
-def _founder_faults(settings: NodeSettings) -> Iterator[tuple[str, str]]:
-    founders, mine = settings.founders, settings.advertised_address
-    for address in founders:
-        for fault in _address_faults(address):
-            yield "founders", fault
-    if len(set(founders)) != len(founders):
-        yield "founders", "an address is listed twice"
-    if founders and mine not in founders:
-        yield (
-            "founders",
-            f"the list {', '.join(founders)} lacks this node's own address {mine}: all founders "
-            "are started with one and the same list",
-        )
+def _parse_zone(value: object) -> str:
+    return "" if value == "" else _parse_name(value)
 
 
-def _address_faults(address: str) -> list[str]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65_535:
-        return [f"{address!r} is not host:port"]
-    if len(address.encode()) > ADDRESS_BYTES_MAX:
-        return [f"an address has at most {ADDRESS_BYTES_MAX} bytes"]
-    if host in ("0.0.0.0", "[::]"):
-        return [f"{address!r} is no place that others can reach: give the address that they use"]
-    return []
+def _parse_path(value: object) -> Path:
+    if not (isinstance(value, str | Path) and str(value)) or "\0" in str(value):
+        raise ValueError("it is the path of a directory")
+    return Path(value)
 
 
-def _exposure_faults(settings: NodeSettings) -> Iterator[tuple[str, str]]:
-    for name in ("host", "http_host"):
-        host = getattr(settings, name)
-        if not settings.insecure and not _is_loopback(host):
-            yield (
-                name,
-                f"{host} can be reached from other machines, and there is no authentication yet: "
-                "whoever reaches the port can read and write everything. Listen on 127.0.0.1, or "
-                "say --insecure if the network itself is closed",
-            )
-
-
-def _is_loopback(host: str) -> bool:
+def _parse_host(value: object) -> str:
+    text = _parse_text(value).lower()
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return str(ipaddress.ip_address(text))
     except ValueError:
-        return host == "localhost"
+        if _HOST_NAME.fullmatch(text):
+            return text
+    raise ValueError("a host is an IP address (without brackets) or a host name")
+
+
+def _whole_number(value: object, low: int, high: int, what: str) -> int:
+    text = str(value)  # of True it is no digits
+    if isinstance(value, int | str) and re.fullmatch("[0-9]{1,10}", text):
+        number = int(text)
+        if low <= number <= high:
+            return number
+    raise ValueError(f"{what} is a whole number from {low} to {high}")
+
+
+_parse_port: Final = partial(_whole_number, low=1, high=65_535, what="a port")
+
+
+def _parse_address(value: object) -> str:
+    host, colon, port = _parse_text(value).strip().rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or (":" in host) != bracketed:
+        raise ValueError("an address is host:port; IPv6 needs brackets: [::1]:7401")
+    parsed = _parse_host(host[1:-1] if bracketed else host)
+    if _is_everywhere(parsed):
+        raise ValueError(f"{parsed} means everywhere, which is no address that others can call")
+    return _join(parsed, _parse_port(port))
+
+
+def _parse_founders(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.split(",") if value.strip() else []
+    if not isinstance(value, list | tuple):
+        raise ValueError("it is a list of addresses: host:port,host:port")
+    founders = tuple(_parse_address(address) for address in value)
+    if len(set(founders)) != len(founders):
+        raise ValueError("each founder stands in the list once")
+    return founders
+
+
+def _parse_slot_count(value: object) -> int:
+    count = _whole_number(value, 1, SLOT_COUNT_MAX, "the number of slots")
+    if count & (count - 1):
+        raise ValueError(f"the number of slots is a power of two from 1 to {SLOT_COUNT_MAX}")
+    return count
+
+
+def _parse_weight(value: object) -> float:
+    allowed = f"a weight is a number from {NODE_WEIGHT_MIN} to {NODE_WEIGHT_MAX}"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(allowed)
+    try:
+        weight = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(allowed) from None
+    if not NODE_WEIGHT_MIN <= weight <= NODE_WEIGHT_MAX:  # also refuses NaN
+        raise ValueError(allowed)
+    return weight
+
+
+def _parse_size(value: object) -> int:
+    matched = _SIZE.fullmatch(str(value)) if isinstance(value, int | str) else None
+    if matched is not None:
+        size_bytes = int(matched[1]) * _SIZE_BYTES[matched[2].lower()]
+        if CACHE_BYTES_MIN <= size_bytes <= CACHE_BYTES_MAX:
+            return size_bytes
+    raise ValueError("a size is bytes or a number with KiB, MiB or GiB, from 8MiB to 1024GiB")
+
+
+def _parse_truth(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUTHS:
+        return _TRUTHS[value.lower()]
+    raise ValueError("it is true or false")
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        raise ValueError(f"it is one of {', '.join(choices)}")
+
+    return parse
+
+
+_PARSERS: Final[dict[str, Callable[[object], Any]]] = {
+    "name": _parse_name,
+    "host": _parse_host,
+    "port": _parse_port,
+    "http_host": _parse_host,
+    "http_port": _parse_port,
+    "advertised_address": _parse_address,
+    "advertised_http_address": _parse_address,
+    "data_dir": _parse_path,
+    "cluster": _parse_name,
+    "founders": _parse_founders,
+    "zone": _parse_zone,
+    "weight": _parse_weight,
+    "replicas": partial(_whole_number, low=1, high=REPLICAS_MAX, what="the number of replicas"),
+    "slot_count": _parse_slot_count,
+    "durability": _one_of("disk", "os"),
+    "engine": _one_of("rocksdb", "memory"),
+    "cache_bytes": _parse_size,
+    "insecure": _parse_truth,
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_format": _one_of("auto", "text", "json"),
+}
+"""Each setting's reading of what was written; a ValueError says what is allowed."""
+
+assert tuple(_PARSERS) == NodeSettings.__struct_fields__

@@ -1,66 +1,94 @@
-"""`kvstore serve`: one node, until it is told to stop."""
+"""`kvstore serve`: one node in the foreground, until it is told to stop.
+
+The options have no defaults and no types here: what is not given may stand in the environment or
+in a file, and all of them are read and checked in one place (`kvstore.settings`), so that the same
+slip gets the same answer wherever it was made.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from kvstore.log import FORMS, LEVELS, configure_logging
-from kvstore.settings import load_settings
+from kvstore.settings import NodeSettings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+_OPTIONS: Final = {
+    "name": ("NAME", "the node's name, unique in the cluster [node-PORT]"),
+    "host": ("HOST", "listen here for peers and clients [127.0.0.1]"),
+    "port": ("PORT", "... on this port [7401]"),
+    "http_host": ("HOST", "listen here for HTTP [as --host]"),
+    "http_port": ("PORT", "... on this port [8401]"),
+    "advertised_address": ("HOST:PORT", "where peers and clients reach the node [host and port]"),
+    "advertised_http_address": ("HOST:PORT", "where they reach its HTTP [HTTP host and port]"),
+    "data_dir": ("DIR", "where the node keeps its data [./kvdata]"),
+    "cluster": ("NAME", "the cluster's name, the same on all nodes [ringkv]"),
+    "founders": (
+        "HOST:PORT,...",
+        "found a cluster of these nodes, by advertised address, the same list on each [a cluster "
+        "of this node alone]",
+    ),
+    "zone": ("NAME", "spread replicas over zones; this node's [none]"),
+    "weight": ("NUMBER", "the node's share of the data relative to others' [1]"),
+    "replicas": ("COUNT", "copies of each key, for a cluster that is founded [3]"),
+    "slot_count": ("COUNT", "slots of a cluster that is founded, a power of two [16384]"),
+    "durability": ("disk|os", "acknowledge writes when on disk, or when with the system [disk]"),
+    "engine": ("rocksdb|memory", "where records are kept [rocksdb]"),
+    "cache_bytes": ("SIZE", "memory for the engine's cache, such as 512MiB [192MiB]"),
+    "insecure": (None, "listen beyond loopback although there is no authentication yet"),
+    "log_level": ("debug|info|warning|error", "the least to log [info]"),
+    "log_format": ("auto|text|json", "form of the log; auto is text on a terminal [auto]"),
+}
+"""Each setting's form and help, with its default in brackets."""
+
+assert tuple(_OPTIONS) == NodeSettings.__struct_fields__
+
+
+def _setting_options(command: _F) -> _F:
+    for name, (form, text) in reversed(_OPTIONS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if form is None:
+            command = click.option(flag, is_flag=True, default=None, help=text)(command)
+        else:
+            command = click.option(flag, metavar=form, help=text)(command)
+    return command
 
 
 @click.command()
-@click.option("--name", help="Unique in the cluster.  [default: node-PORT]")
-@click.option("--host", help="Where the peer and client port listens.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="The peer and client port.  [default: 7401]")
-@click.option("--http-host", help="Where the HTTP port listens.  [default: as --host]")
-@click.option("--http-port", type=int, help="The HTTP port.  [default: 8401]")
-@click.option("--advertised-address", help="host:port under which others reach this node.")
-@click.option("--advertised-http-address", help="host:port of its HTTP port for others.")
-@click.option("--data-dir", help="The directory of its data, its own.  [default: ./kvdata]")
-@click.option("--cluster", help="The cluster's name.  [default: ringkv]")
-@click.option(
-    "--founders",
-    help="Comma-separated host:port of all nodes that found the cluster together, the same list on "
-    "each. Without it a node founds a cluster of one.",
-)
-@click.option("--zone", help="What fails together; replicas are spread over zones.")
-@click.option("--weight", type=float, help="Share of the load, relative to others.  [default: 1]")
-@click.option("--replicas", type=int, help="Copies of each key.  [default: 3]")
-@click.option("--slot-count", type=int, help="Slots of a new cluster.  [default: 16384]")
-@click.option(
-    "--durability",
-    type=click.Choice(["disk", "os"]),
-    help='"disk" acknowledges after an fsync, "os" before.  [default: disk]',
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["rocksdb", "memory"]),
-    help='"memory" forgets everything when the node stops.  [default: rocksdb]',
-)
-@click.option("--cache-bytes", help="Memory for what is read, 64MiB.  [default: 64MiB]")
-@click.option(
-    "--insecure", is_flag=True, default=None, help="Listen beyond loopback without authentication."
-)
-@click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]")
-@click.option("--log-format", type=click.Choice(FORMS), help="[default: auto]")
+@_setting_options
 @click.option(
     "--settings-file",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="KVSTORE_SETTINGS_FILE",
-    help="A TOML file of these settings, with underscores for hyphens.",
+    help="a TOML file of these settings: http_port = 8401",
 )
-def serve(settings_file: Path | None, **flags: Any) -> int:
+@click.pass_context
+def serve(ctx: click.Context, /, settings_file: Path | None, **options: Any) -> int:
     """Run one node.
 
-    Settings come from flags, then the environment (KVSTORE_PORT, KVSTORE_DATA_DIR, ...), then the
-    settings file. Without any: a cluster of one in ./kvdata on ports 7401 and 8401.
+    Each option can also be set in the environment (--http-port as KVSTORE_HTTP_PORT) or in a
+    settings file (as http_port); an option wins over the environment, the environment over the
+    file. Without any, a cluster of one node keeps its data in ./kvdata.
     """
-    settings = load_settings(flags, os.environ, settings_file)
-    configure_logging(settings.log_level, settings.log_format)
+    flags = {
+        name: value
+        for name, value in options.items()
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    # The configuration file also has defaults of other commands, and they rank below all else.
+    configured = {name: v for name, v in (ctx.default_map or {}).items() if name in _OPTIONS}
+    settings = load_settings(flags, os.environ, settings_file, configured=configured)
+
+    from kvstore.log import configure_logging
     from kvstore.process import run_node
 
+    configure_logging(settings.log_level, settings.log_format)
     return run_node(settings)
