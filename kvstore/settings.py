@@ -228,26 +228,26 @@ def _complete(values: dict[str, Any], sources: Mapping[str, str]) -> NodeSetting
 
 
 def _check_loopback(name: str, host: str, sources: Mapping[str, str]) -> None:
-    if host == "localhost":
-        return
-    try:
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    except ValueError:
-        pass  # what a host name resolves to may change any day, so it does not count as loopback
-    source = sources.get(name) or sources["host"]
-    raise SetupError(
-        f"{source}: {host} is reachable from other machines, and authentication does not exist "
-        "yet: whoever reaches the port may read and write everything. Listen on 127.0.0.1, or add "
-        "--insecure if the network is yours alone"
-    )
+    ip = _ip_address(host)
+    # Any other name counts as open: what it resolves to may change any day.
+    if host != "localhost" and not (ip is not None and ip.is_loopback):
+        raise SetupError(
+            f"{sources[name]}: {host} is reachable from other machines, and authentication does "
+            "not exist yet: whoever reaches the port may read and write everything. Listen on "
+            "127.0.0.1, or add --insecure if the network is yours alone"
+        )
 
 
 def _is_everywhere(host: str) -> bool:
+    ip = _ip_address(host)
+    return ip is not None and ip.is_unspecified
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).is_unspecified
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def _advertise(name: str, host: str, port: int) -> str:
@@ -287,13 +287,11 @@ def _parse_path(value: object) -> Path:
 
 
 def _parse_host(value: object) -> str:
-    text = _parse_text(value).lower()
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        if _HOST_NAME.fullmatch(text):
-            return text
-    raise ValueError("a host is an IP address (without brackets) or a host name")
+    host = _parse_text(value).lower()
+    ip = _ip_address(host)
+    if "%" in host or (ip is None and not _HOST_NAME.fullmatch(host)):
+        raise ValueError("a host is an IP address (no brackets, no interface) or a host name")
+    return host if ip is None else str(ip)
 
 
 def _whole_number(value: object, low: int, high: int, what: str) -> int:
