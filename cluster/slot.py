@@ -52,7 +52,7 @@ class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Context:
     """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
 
-    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "store", "unix_ms")
+    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "store", "told", "unix_ms")
 
     def __init__(self, me: NodeId, store: Store, out: Outputs) -> None:
         self.me = me
@@ -64,6 +64,8 @@ class Context:
         """The wall clock: expiry alone (R7); it may be wrong and may jump."""
         self.reachable: set[NodeId] = set()
         """Whom this node can talk to now, itself included: a matter of routing, never of safety."""
+        self.told: set[NodeId] = {me}
+        """Who has told this node all that it leads, and goes on telling what changes."""
         self.leader_of: dict[int, NodeId] = {}
         """Which other node serves a slot, as far as known: hints (rule 10)."""
 

@@ -22,11 +22,15 @@ class SlotConfig(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def members(self) -> tuple[NodeId, ...]:
         """Everyone who counts, each once; the newest set's order of preference first."""
+        if len(self.sets) == 1:
+            return self.sets[0]
         return tuple(dict.fromkeys(node for members in reversed(self.sets) for node in members))
 
     @property
     def everyone(self) -> tuple[NodeId, ...]:
         """Members, then learners: whom an Accept goes to (rule 1)."""
+        if not self.learners:
+            return self.members
         return self.members + tuple(n for n in self.learners if n not in self.members)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
+from cluster.ballot import Position
 from cluster.evaluate import live_record
 from cluster.leadership import Chance, Leadership
 from cluster.limits import SCAN_PAGE_BYTES_MAX
@@ -47,7 +48,7 @@ from cluster.transfer import on_gap, on_install, on_tail, on_tail_query
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from cluster.ballot import NodeId, Position
+    from cluster.ballot import NodeId
     from cluster.store import Store
 
 HELD_CALLS_MAX = 1_024
@@ -279,6 +280,7 @@ class SlotTable:
         """Refused, reset, or silent for longer than the suspicion timeout (R10)."""
         ctx = self._ctx
         ctx.reachable.discard(node)
+        ctx.told.discard(node)
         lost = [number for number, leader in ctx.leader_of.items() if leader == node]
         for number in lost:
             del ctx.leader_of[number]
@@ -287,8 +289,10 @@ class SlotTable:
         orphans.clear()  # ranks have changed
         self.leadership.orphan([*lost, *waiting])
 
-    def peer_leads(self, node: NodeId, slots: Iterable[int]) -> None:
-        """A peer says that it serves these slots."""
+    def peer_leads(self, node: NodeId, slots: Iterable[int], *, complete: bool = False) -> None:
+        """A peer says that it serves these slots; complete: and no others."""
+        if complete:
+            self._ctx.told.add(node)
         leader_of = self._ctx.leader_of
         for number in slots:
             leader_of[number] = node
@@ -311,9 +315,14 @@ class SlotTable:
 
     def led(self) -> Iterator[tuple[int, Position]]:
         """Slots that this node serves, each with its newest committed position."""
-        for slot in self.slots:
+        return self.led_of(range(self.slot_count))
+
+    def led_of(self, numbers: Iterable[int]) -> Iterator[tuple[int, Position]]:
+        """Those of these slots that this node serves, each with its newest committed position."""
+        for number in numbers:
+            slot = self.slots[number]
             if slot is not None and isinstance(slot.role, Primary) and slot.role.serving:
-                yield slot.number, slot.position._replace(sequence=slot.role.committed)
+                yield number, Position(slot.established, slot.role.committed)
 
     def check(self) -> None:
         """Assert the invariants of every slot; for tests and the simulator."""

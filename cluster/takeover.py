@@ -42,9 +42,16 @@ def next_ballot(slot: Slot, ctx: Context) -> Ballot:
 
 
 def ask(slot: Slot, ctx: Context) -> None:
-    """Begin: would a quorum promise? Nothing changes anywhere by this (R9)."""
+    """Begin: would a quorum promise? Nothing changes anywhere by this (R9).
+
+    If every member has told that it does not lead the slot, there is nobody to disturb and no need
+    to ask: so it is when a whole cluster starts.
+    """
     assert slot.holds_state
     assert slot.role is None
+    if slot.number not in ctx.leader_of and ctx.told.issuperset(slot.config.members):
+        prepare(slot, ctx)
+        return
     ballot = next_ballot(slot, ctx)
     candidate = slot.role = Candidate(ballot, ctx.now_ms, asking=True)
     candidate.willing.add(ctx.me)

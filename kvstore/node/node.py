@@ -53,6 +53,9 @@ log = get_logger(__name__)
 TICK_INTERVAL_S = 0.05
 """Timers of the core and the router: takeovers, retries, deadlines."""
 
+EXPECT_PEERS_S = 1.0
+"""After its own start a node lets the others have so long to start too, before it stands in."""
+
 
 def now_ms() -> int:
     """Monotonic milliseconds."""
@@ -100,6 +103,7 @@ class Node:
         self._timer: asyncio.TimerHandle | None = None
         self._down: set[NodeId] = set()
         self._leads_moved = asyncio.Event()
+        self._expected: set[NodeId] = set()
         self._rng = random.Random()
         self.server = Server(self)
         self.peers = Peers(
@@ -180,6 +184,8 @@ class Node:
             if node.id != self.id:
                 self.table.peer_hoped(node.id)
                 self.peers.add(node.id, node.name, node.address)
+                self._expected.add(node.id)
+        self._loop.call_later(EXPECT_PEERS_S, self._stop_expecting)
         swim.join([node.id for node in topology.nodes], now_ms())
         if founding:
             self.table.found(place(topology).owners)
@@ -211,8 +217,14 @@ class Node:
         cluster_id = self.topology.cluster_id if self.topology is not None else ""
         return make_hello(role, cluster_id, self._cluster_name, self.id, self.name)
 
+    def _stop_expecting(self) -> None:
+        late, self._expected = self._expected, set()
+        for node in late:
+            self._peer_down(node)
+
     def _link_up(self, node: NodeId) -> None:
         self.core.wake()
+        self._expected.discard(node)
         self.peers.send(node, pack_leads(self.table.led(), (), complete=True))
         if self.gossip.swim.state(node) is not MemberState.DEAD:
             self._down.discard(node)
@@ -224,6 +236,8 @@ class Node:
         self._peer_down(node)
 
     def _peer_down(self, node: NodeId) -> None:
+        if node in self._expected:  # all nodes are starting: do not lead for one that comes yet
+            return
         if node not in self._down:
             self._down.add(node)
             self.core.wake()
@@ -242,7 +256,7 @@ class Node:
             self._link_up(node)
 
     def _leads_changed(self, slots: set[int]) -> None:
-        led = [(number, position) for number, position in self.table.led() if number in slots]
+        led = list(self.table.led_of(sorted(slots)))
         lost = slots.difference(number for number, _ in led)
         leads = pack_leads(led, sorted(lost), complete=False)
         for node in self.peers.names():
@@ -278,7 +292,7 @@ class Node:
         led, lost = self.directory.take(sender, leads)
         self.core.wake()
         self.table.peer_leads_no_more(sender, lost)
-        self.table.peer_leads(sender, led)
+        self.table.peer_leads(sender, led, complete=leads.complete)
         self.router.leads_changed(led)
         self._leads_moved.set()
 

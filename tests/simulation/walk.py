@@ -128,7 +128,7 @@ class SimNode:
             if other is not self:
                 other.table.peer_up(self.me)
                 self.table.peer_up(other.me)
-                self.table.peer_leads(other.me, [n for n, _ in other.table.led()])
+                self.table.peer_leads(other.me, [n for n, _ in other.table.led()], complete=True)
 
 
 @dataclass
@@ -284,7 +284,9 @@ class World:
         for a, b in sorted(cut):
             if a != b:
                 self.node(a).table.peer_up(b)
-                self.node(a).table.peer_leads(b, [n for n, _ in self.node(b).table.led()])
+                self.node(a).table.peer_leads(
+                    b, [n for n, _ in self.node(b).table.led()], complete=True
+                )
 
     def ordinary_step(self, kind: str) -> None:
         rng = self.rng
@@ -320,7 +322,7 @@ class World:
                 if a is not b:
                     a.table.peer_up(b.me)
                     a.table.peer_leads_no_more(b.me, range(2))
-                    a.table.peer_leads(b.me, [n for n, _ in b.table.led()])
+                    a.table.peer_leads(b.me, [n for n, _ in b.table.led()], complete=True)
         for _ in range(400):
             for node in self.nodes:
                 self.now_ms += 20
