@@ -44,12 +44,14 @@ def next_ballot(slot: Slot, ctx: Context) -> Ballot:
 def ask(slot: Slot, ctx: Context) -> None:
     """Begin: would a quorum promise? Nothing changes anywhere by this (R9).
 
-    If every member has told that it does not lead the slot, there is nobody to disturb and no need
-    to ask: so it is when a whole cluster starts.
+    The first in ring order need not ask once every member has told that it leads nothing here: so
+    it is when a whole cluster starts. It is only the first, or two would depose each other's
+    establishing for ever.
     """
     assert slot.holds_state
     assert slot.role is None
-    if slot.number not in ctx.leader_of and ctx.told.issuperset(slot.config.members):
+    members = slot.config.members
+    if members[0] == ctx.me and slot.number not in ctx.leader_of and ctx.told.issuperset(members):
         prepare(slot, ctx)
         return
     ballot = next_ballot(slot, ctx)
