@@ -11,8 +11,7 @@ What depends on other settings (the node's name, where others reach it) is worke
 a `NodeSettings` has no blanks. Addresses are brought into one form (small letters, short IPv6),
 because founders recognise each other by comparing them as text.
 
-There is no authentication yet. Until there is, a node listens beyond loopback only if told so by
-``insecure``.
+There is no authentication yet: a node listens beyond loopback only if ``insecure`` says so.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ CACHE_BYTES_MAX: Final = 1 << 40
 """A tebibyte: more is a slip of the unit."""
 
 _VARIABLE_PREFIX: Final = "KVSTORE_"
-_OTHER_VARIABLES: Final = frozenset(
-    f"{_VARIABLE_PREFIX}{name}" for name in ("URL", "TOKEN", "CONFIG", "TIMEOUT", "SETTINGS_FILE")
+_OTHER_VARIABLES: Final = tuple(
+    f"{_VARIABLE_PREFIX}{name}" for name in ("CONFIG", "SETTINGS_FILE", "TIMEOUT", "TOKEN", "URL")
 )
 """Variables of this prefix that mean something, but are no setting of a node."""
 
@@ -160,7 +159,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SetupError(f"cannot read the settings file {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no UTF-8, no TOML, or a number that Python refuses to read
         raise SetupError(f"the settings file {file} is not TOML: {error}") from error
 
 
@@ -178,15 +177,13 @@ def _known_variable(variable: str) -> str:
     name = variable.removeprefix(_VARIABLE_PREFIX).lower()
     if name in _PARSERS and variable.isupper():
         return name
-    variables = [f"{_VARIABLE_PREFIX}{known.upper()}" for known in _PARSERS]
-    raise SetupError(
-        f"environment {variable}: there is no such setting"
-        f"{_nearest(variable, [*variables, *sorted(_OTHER_VARIABLES)])}"
-    )
+    known = [*(f"{_VARIABLE_PREFIX}{name.upper()}" for name in _PARSERS), *_OTHER_VARIABLES]
+    near = _nearest(variable, known, cutoff=0.85)  # the prefix alone is a good part of a likeness
+    raise SetupError(f"environment {variable}: there is no such setting{near}")
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _nearest(name: str, known: list[str], cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
 
 
