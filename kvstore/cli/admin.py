@@ -13,6 +13,7 @@ whether it is alive.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections import Counter
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 ASK_TIMEOUT_S: Final = 2.0
 """For one question to one node; they are all asked at once."""
+
+GRACE_S: Final = 0.2
+"""For further routing tables after the first: one may be of a newer epoch."""
 
 ANSWER_BYTES_MAX: Final = 8 * 1_048_576
 """Of a document; `/v1/cluster` has some 300 bytes a node."""
@@ -165,7 +169,7 @@ async def learn_routes(url: str, timeout: float) -> Routes:
         BadRequest: the address cannot be read, or its nodes are of several clusters.
         Unavailable: no node answers, or the cluster is not founded yet.
     """
-    told = await ask_routes(parse_url(url).seeds, timeout)
+    told = await _first_routes(parse_url(url).seeds, min(timeout, ASK_TIMEOUT_S))
     tables = [answer for answer in told.values() if isinstance(answer, Routes)]
     if not tables:
         raise Unavailable(f"no node answers; tried {'; '.join(map(str, told.values()))}")
@@ -179,6 +183,22 @@ async def learn_routes(url: str, timeout: float) -> Routes:
             + ", ".join(address for address, told_ in told.items() if isinstance(told_, Routes))
         )
     return newest
+
+
+async def _first_routes(seeds: list[str], seconds: float) -> dict[str, Routes | str]:
+    """As `ask_routes`, but once somebody has answered the others are not waited for much longer."""
+    asking = {seed: asyncio.create_task(_ask_routes(seed, seconds)) for seed in seeds}
+    pending = set(asking.values())
+    useful = False
+    while pending and not useful:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        useful = any(isinstance(told := task.result(), Routes) and told.nodes for task in done)
+    if pending:
+        _, pending = await asyncio.wait(pending, timeout=GRACE_S)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    return {seed: task.result() for seed, task in asking.items() if not task.cancelled()}
 
 
 async def ask_routes(addresses: list[str], timeout: float) -> dict[str, Routes | str]:
@@ -224,7 +244,9 @@ async def _ask(session: aiohttp.ClientSession, address: str, target: str) -> Ans
     except TimeoutError:
         return _failed(f"{address}: no answer in time")
     except aiohttp.ClientConnectorError as error:
-        return _failed(f"{address}: {(error.strerror or str(error)).lower()}")
+        # asyncio's own text for a refused connection repeats the address instead of the reason.
+        reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
+        return _failed(f"{address}: {reason.lower()}")
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return _failed(f"{address}: {str(error) or type(error).__name__}")
     round_trip_s = time.monotonic() - begin
