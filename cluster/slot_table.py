@@ -313,6 +313,10 @@ class SlotTable:
             return self._ctx.me
         return self._ctx.leader_of.get(number)
 
+    def leaders(self) -> Iterable[NodeId]:
+        """Who serves each slot that others serve, one entry a slot."""
+        return self._ctx.leader_of.values()
+
     def led(self) -> Iterator[tuple[int, Position]]:
         """Slots that this node serves, each with its newest committed position."""
         return self.led_of(range(self.slot_count))

@@ -81,9 +81,9 @@ class Directory:
             self._positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES] = position
         return slots, lost
 
-    def forget(self, node: NodeId) -> None:
-        """This node cannot be reached: it leads nothing that could be asked of it."""
-        self.leaders = [None if led == node else led for led in self.leaders]
+    def led_by(self, node: NodeId) -> list[int]:
+        """The slots that this node has said it leads."""
+        return [number for number, leader in enumerate(self.leaders) if leader == node]
 
     def routes(
         self,
@@ -93,10 +93,16 @@ class Directory:
         me: NodeId,
         led: Iterable[tuple[int, Position]],
     ) -> Routes:
-        """The table as a client is sent it; ``led`` is what this node leads itself."""
-        index = {node.id: at for at, node in enumerate(topology.nodes)}
+        """The table as a client is sent it; ``led`` is what this node leads itself.
+
+        Whoever is dead leads nothing that could be asked of it.
+        """
+        gone = ("dead", "left")
+        index = {
+            node.id: at for at, node in enumerate(topology.nodes) if states.get(node.id) not in gone
+        }
         primaries = array(
-            "H", (UNKNOWN if n is None else index.get(n, UNKNOWN) for n in self.leaders)
+            "H", [UNKNOWN if n is None else index.get(n, UNKNOWN) for n in self.leaders]
         )
         positions = bytearray(self._positions)
         for number, position in led:

@@ -53,7 +53,7 @@ log = get_logger(__name__)
 TICK_INTERVAL_S = 0.05
 """Timers of the core and the router: takeovers, retries, deadlines."""
 
-EXPECT_PEERS_S = 1.0
+EXPECT_PEERS_S = 3.0
 """After its own start a node lets the others have so long to start too, before it stands in."""
 
 
@@ -229,6 +229,8 @@ class Node:
         if self.gossip.swim.state(node) is not MemberState.DEAD:
             self._down.discard(node)
             self.table.peer_up(node)
+            # What it told last still holds: it does not tell again over its own link if that held.
+            self.table.peer_leads(node, self.directory.led_by(node))
 
     def _link_down(self, node: NodeId) -> None:
         self.gossip.unreachable(node)
@@ -241,7 +243,6 @@ class Node:
         if node not in self._down:
             self._down.add(node)
             self.core.wake()
-            self.directory.forget(node)
             self.table.peer_down(node)
 
     def _member_state(self, node: NodeId, state: MemberState) -> None:

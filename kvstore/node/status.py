@@ -42,7 +42,7 @@ class StatusBoard:
         if node.topology is None:
             return []
         now_ms = time.monotonic_ns() // 1_000_000
-        led = Counter(leader for leader in node.directory.leaders if leader is not None)
+        led = Counter(node.table.leaders())
         led[node.id] = sum(1 for _ in node.table.led())
         held: Counter[NodeId] = Counter()
         for slot in node.table.slots:
@@ -72,7 +72,7 @@ class StatusBoard:
         node = self._node
         assert node.topology is not None
         names = {n.id: n.name for n in node.topology.nodes}
-        leader = node.table.leader_of(slot) or node.directory.leaders[slot]
+        leader = node.table.leader_of(slot)
         primary = names.get(leader) if leader is not None else None
         mine = node.table.slots[slot]
         if mine is None:
