@@ -175,7 +175,9 @@ async def learn_routes(url: str, timeout: float) -> Routes:
         raise Unavailable(f"no node answers; tried {'; '.join(map(str, told.values()))}")
     clusters = {table.cluster_id for table in tables if table.nodes}
     if len(clusters) > 1:
-        raise BadRequest(f"the nodes in {url!r} are of several clusters: {', '.join(clusters)}")
+        raise BadRequest(
+            f"the nodes in {url!r} are of several clusters: {', '.join(sorted(clusters))}"
+        )
     newest = max(tables, key=lambda table: table.epoch)
     if not newest.nodes:
         raise Unavailable(
