@@ -27,7 +27,7 @@ from kvstore.client.address import parse_url
 from kvstore.client.exchange import Send
 from kvstore.client.streams import StreamTransport
 from kvstore.errors import BadRequest, Unavailable
-from kvstore.node.view import MemberStatus, NodeStatus
+from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
 from kvstore.wire.protocol import RouteNode, RouteQuery, Routes
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ ASK_TIMEOUT_S: Final = 2.0
 
 GRACE_S: Final = 0.2
 """For further routing tables after the first: one may be of a newer epoch."""
+
+SLOTS_PER_PAGE: Final = 1_000
+"""The most that a node gives at once."""
 
 ANSWER_BYTES_MAX: Final = 8 * 1_048_576
 """Of a document; `/v1/cluster` has some 300 bytes a node."""
@@ -261,6 +264,41 @@ async def _ask(session: aiohttp.ClientSession, address: str, target: str) -> Ans
         return Answer(document, "", status, round_trip_s, offset)
     detail = document.get("detail") if isinstance(document, dict) else None
     return Answer(document, str(detail or f"HTTP status {status}"), status, round_trip_s, offset)
+
+
+async def ask_slots(addresses: list[str], slot_count: int, timeout: float) -> list[SlotStatus]:
+    """Every slot whose members one of these nodes knows, as the one with the newest primary does.
+
+    A page at a time, so that a node can serve in between; a node that fails once is asked no more.
+    """
+    newest: dict[int, SlotStatus] = {}
+    for begin in range(0, slot_count, SLOTS_PER_PAGE):
+        target = f"/v1/cluster/slots?from={begin}&limit={SLOTS_PER_PAGE}"
+        answers = await ask_http(addresses, target, timeout)
+        addresses = [at for at, told in zip(addresses, answers, strict=True) if not told.error]
+        for answer in answers:
+            for found in slots_in(answer):
+                known = newest.get(found.slot)
+                if found.members and (known is None or ballot_order(known) < ballot_order(found)):
+                    newest[found.slot] = found
+    return [newest[slot] for slot in sorted(newest)]
+
+
+def slots_in(answer: Answer) -> list[SlotStatus]:
+    """The slots in an answer to ``/v1/cluster/slots``."""
+    if answer.error:
+        return []
+    try:
+        return msgspec.convert(answer.document["slots"], list[SlotStatus])
+    except (msgspec.ValidationError, KeyError, TypeError):
+        return []
+
+
+def ballot_order(found: SlotStatus) -> tuple[bool, int, int]:
+    """Whose word on a slot counts: its primary's, then that of the newest ballot."""
+    number, _, _ = found.ballot.partition(".")
+    rounds = int(number) if number.isdecimal() else -1
+    return found.role == "primary", rounds, found.sequence
 
 
 def _failed(error: str) -> Answer:

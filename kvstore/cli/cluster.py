@@ -23,9 +23,11 @@ import msgspec
 from kvstore.cli.admin import (
     Snapshot,
     ask_http,
+    ballot_order,
     by_name,
     learn_routes,
     members_in,
+    slots_in,
     take_snapshot,
 )
 from kvstore.cli.output import (
@@ -36,12 +38,11 @@ from kvstore.cli.output import (
     print_rows,
 )
 from kvstore.errors import BadRequest, Unavailable
-from kvstore.node.view import SlotStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvstore.node.view import MemberStatus
+    from kvstore.node.view import MemberStatus, SlotStatus
     from kvstore.wire.protocol import Routes
 
 WATCH_INTERVAL_S: Final = 1.0
@@ -278,24 +279,15 @@ async def _slot_of(url: str, timeout: float, key: str) -> SlotStatus:
     addresses = [node.http_address for node in routes.nodes]
     target = f"/v1/cluster/slots?key={quote(key, safe='')}"
     answers = await ask_http(addresses, target, timeout)
-    told = [
-        msgspec.convert(answer.document["slots"][0], SlotStatus)
-        for answer in answers
-        if not answer.error
-    ]
+    told = [found for answer in answers for found in slots_in(answer)]
     if told:
-        return max(told, key=lambda one: (one.role == "primary", _round(one), one.sequence))
+        return max(told, key=ballot_order)
     for answer in answers:
         if answer.status == 400:
             raise BadRequest(answer.error)
     raise Unavailable(
         "no node answers over HTTP; tried " + "; ".join(answer.error for answer in answers)
     )
-
-
-def _round(found: SlotStatus) -> int:
-    number, _, _ = found.ballot.partition(".")
-    return int(number) if number.isdecimal() else -1
 
 
 def _time(ms: int) -> str:

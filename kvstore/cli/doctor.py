@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import click
 import psutil
 
-from kvstore.cli.admin import Answer, Snapshot, ask_http, ask_routes, members_in, take_snapshot
+from kvstore.cli.admin import (
+    Answer,
+    Snapshot,
+    ask_http,
+    ask_routes,
+    ask_slots,
+    members_in,
+    take_snapshot,
+)
 from kvstore.cli.cluster import human_bytes
 from kvstore.cli.output import cluster_options, output_option, print_columns, print_json
 from kvstore.errors import Unavailable
@@ -33,6 +41,8 @@ from kvstore.wire.protocol import Routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kvstore.node.view import SlotStatus
 
 State = Literal["ok", "warn", "bad"]
 
@@ -112,11 +122,19 @@ async def _cluster(url: str, timeout: float) -> list[Check]:
     told, dated = await asyncio.gather(
         ask_routes(addresses, timeout), ask_http(http_addresses, "/health/live", timeout)
     )
-    return list(cluster_checks(snapshot, [told[address] for address in addresses], dated))
+    answering = [
+        address for address, one in zip(http_addresses, dated, strict=True) if not one.error
+    ]
+    slots = await ask_slots(answering, snapshot.routes.slot_count, timeout)
+    tables = [told[address] for address in addresses]
+    return list(cluster_checks(snapshot, tables, dated, slots))
 
 
 def cluster_checks(
-    snapshot: Snapshot, tables: list[Routes | str], dated: list[Answer]
+    snapshot: Snapshot,
+    tables: list[Routes | str],
+    dated: list[Answer],
+    slots: list[SlotStatus],
 ) -> Iterator[Check]:
     """All checks of a cluster that answers.
 
@@ -124,6 +142,7 @@ def cluster_checks(
         snapshot: What its nodes tell over HTTP.
         tables: By node: its routing table, or why its client port gave none.
         dated: By node: an answer over HTTP, for its clock.
+        slots: Those whose members are known.
     """
     yield from _reachable(snapshot, tables)
     yield _states(snapshot)
@@ -131,7 +150,8 @@ def cluster_checks(
     yield _versions(snapshot)
     yield _clocks(snapshot, dated)
     yield _primaries(snapshot, tables)
-    yield _copies(snapshot)
+    yield _quorums(snapshot, tables, slots)
+    yield _copies(snapshot, slots)
 
 
 def _reachable(snapshot: Snapshot, tables: list[Routes | str]) -> Iterator[Check]:
@@ -230,19 +250,35 @@ def _primaries(snapshot: Snapshot, tables: list[Routes | str]) -> Check:
     return Check("primaries", "bad", found, advice)
 
 
-def _copies(snapshot: Snapshot) -> Check:
+def _quorums(snapshot: Snapshot, tables: list[Routes | str], slots: list[SlotStatus]) -> Check:
+    up = {
+        node.name
+        for node, table in zip(snapshot.nodes, tables, strict=True)
+        if isinstance(table, Routes)
+    }
+    short = [slot for slot in slots if 2 * len(up.intersection(slot.members)) <= len(slot.members)]
+    count = snapshot.routes.slot_count
+    if short:
+        missing = sorted({name for slot in short for name in slot.members} - up)
+        found = f"{len(short)} of {count} slots wait for a majority of their members"
+        return Check("quorums", "bad", found, f"start again any of {', '.join(missing)}")
+    if len(slots) < count:
+        found = f"not known for {count - len(slots)} of {count} slots"
+        return Check("quorums", "warn", found, "their members are silent: see above")
+    return Check("quorums", "ok", f"a majority of members of each of {count} slots answers")
+
+
+def _copies(snapshot: Snapshot, slots: list[SlotStatus]) -> Check:
     nodes = len(snapshot.nodes)
     if nodes < NODES_MIN:
         advice = "without three nodes the loss of one stops the store, or loses what it held"
         return Check("copies", "warn", f"{nodes} node(s)", advice)
-    told = [one for at in range(nodes) if (one := snapshot.status(at)) is not None]
-    copies = sum(one.slots_held for one in told) / max(1, snapshot.routes.slot_count)
-    if len(told) < nodes:
-        return Check("copies", "warn", "not known: a node is silent", "see its reachability above")
-    if copies < NODES_MIN:
-        advice = "slots have fewer than three copies: add nodes, or raise the replication factor"
-        return Check("copies", "warn", f"{copies:.2f} of each slot on average", advice)
-    return Check("copies", "ok", f"{copies:.3g} of each slot on {nodes} nodes")
+    least = min((len(slot.members) for slot in slots), default=0)
+    if least < NODES_MIN:
+        few = sum(len(slot.members) < NODES_MIN for slot in slots)
+        found = f"{few} slots have fewer than {NODES_MIN}, the least {least}"
+        return Check("copies", "warn", found, "found the cluster with --replicas 3 or more")
+    return Check("copies", "ok", f"at least {least} of each slot, on {nodes} nodes")
 
 
 _SLOW_DISK: Final = (

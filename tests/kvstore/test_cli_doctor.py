@@ -63,7 +63,15 @@ def test_a_dead_node_is_bad_and_says_what_to_do(admin: FakeAdmin, tmp_path: Path
     assert "HTTP port" in checks["n2 reachable"]["found"]
     assert checks["n2 reachable"]["advice"]
     assert checks["states by gossip"]["found"] == "n2 is dead (says n1, n3)"
-    assert states(checks)["copies"] == "warn"
+    assert (states(checks)["quorums"], states(checks)["copies"]) == ("ok", "ok")
+
+
+def test_slots_that_wait_for_a_majority(admin: FakeAdmin, tmp_path: Path) -> None:
+    admin.kill(0)
+    admin.kill(2)
+    _, checks = examine(admin.url, tmp_path)
+    assert checks["quorums"]["found"].startswith("12 of 12 slots")
+    assert checks["quorums"]["advice"] == "start again any of n1, n3"
 
 
 def test_one_closed_port_is_told_apart(admin: FakeAdmin, tmp_path: Path) -> None:
@@ -76,7 +84,7 @@ def test_one_closed_port_is_told_apart(admin: FakeAdmin, tmp_path: Path) -> None
 def test_trouble_that_the_nodes_tell(admin: FakeAdmin, tmp_path: Path) -> None:
     admin.nodes[0].changes = {"version": "0.0.9"}
     admin.nodes[1].changes = {"ready": False, "not_ready_reason": "2 slots have no primary"}
-    admin.nodes[2].changes = {"sync_ms_mean": 12.0, "slots_held": 0}
+    admin.nodes[2].changes = {"sync_ms_mean": 12.0}
     admin.nodes[2].states = {"n1": "suspect"}
     admin.unled = {3, 4}
     _, checks = examine(admin.url, tmp_path)
@@ -91,7 +99,8 @@ def test_trouble_that_the_nodes_tell(admin: FakeAdmin, tmp_path: Path) -> None:
         "versions": "warn",
         "clocks": "ok",
         "primaries": "bad",
-        "copies": "warn",
+        "quorums": "ok",
+        "copies": "ok",
     }
 
 
@@ -124,10 +133,13 @@ def test_clocks_are_compared_between_nodes(
 ) -> None:
     seen: list[Check] = []
 
-    def look(snapshot: Snapshot, tables: list[Any], _: list[Answer]) -> Iterator[Check]:
+    def look(
+        snapshot: Snapshot, tables: list[Any], _: list[Answer], slots: list[Any]
+    ) -> Iterator[Check]:
         # All three are far from this machine's clock, which is nobody's business.
         dated = [Answer(None, "", 200, 0.0, 60.0 + offset) for offset in (0.0, 0.5, apart_s)]
-        seen.extend(one for one in cluster_checks(snapshot, tables, dated) if one.name == "clocks")
+        checks = cluster_checks(snapshot, tables, dated, slots)
+        seen.extend(one for one in checks if one.name == "clocks")
         yield from ()
 
     monkeypatch.setattr(module, "cluster_checks", look)
