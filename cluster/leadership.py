@@ -31,8 +31,9 @@ RANK_DELAY_MS = 1_500
 CANDIDATE_TIMEOUT_MS = 1_000
 """A candidacy that got nowhere is begun again after this and up to as much jitter."""
 
-CANDIDATES_MAX = 1_024
-"""Candidacies at once: tens of milliseconds of work, so that none times out behind the others."""
+CANDIDATES_MAX = 256
+"""Candidacies at once, apart from wanted slots: milliseconds of work, so that these wait for little
+and none times out behind the others."""
 
 LAGGARD_INTERVAL_MS = 1_000
 """A peer that is behind and made no progress for so long is told Establish again (R9)."""
@@ -92,7 +93,7 @@ class Leadership:
         """A leader is known again."""
         self.orphans.pop(number, None)
         slot = self._slots[number]
-        if slot is None or isinstance(slot.role, Primary):
+        if slot is None or (isinstance(slot.role, Primary) and slot.role.serving):
             self.candidates.discard(number)
 
     def tick(self) -> None:
@@ -105,7 +106,7 @@ class Leadership:
             self._hand_over()
         if now_ms - self._laggards_at_ms >= LAGGARD_INTERVAL_MS:
             self._laggards_at_ms = now_ms
-            self._remind_laggards()
+            self._sweep()
 
     def start_candidacies(self) -> None:
         """Ask for orphans whose time has come, as long as there is room; O(orphans)."""
@@ -117,30 +118,52 @@ class Leadership:
             if at_ms <= ctx.now_ms:
                 due.append(number)
         for number in due:
-            del self.orphans[number]
-            slot = self._slots[number]
-            if slot is not None and slot.role is None and slot.holds_state:
-                ask(slot, ctx)
-                self.candidates.add(number)
+            self._begin_candidacy(number)
 
-    def _remind_laggards(self) -> None:
-        """A primary repeats Establish until nobody is behind (R9); messages may have been lost.
+    def want(self, number: int) -> None:
+        """Somebody waits for this slot: if it is this node's turn, it comes before all others."""
+        at_ms = self.orphans.get(number)
+        if at_ms is not None and at_ms <= self._ctx.now_ms:
+            self._begin_candidacy(number)
 
-        The one walk over all slots, once a second; handovers that came to nothing begin again too.
+    def _begin_candidacy(self, number: int) -> None:
+        del self.orphans[number]
+        slot = self._slots[number]
+        if slot is not None and slot.role is None and slot.holds_state:
+            ask(slot, self._ctx)
+            self.candidates.add(number)
+
+    def _sweep(self) -> None:
+        """The one walk over all slots, once a second: whatever was lost on the way is found here.
+
+        Slots that nobody is known to lead become orphans, handovers that came to nothing begin
+        again, and a primary repeats Establish until nobody is behind (R9).
         """
         before, self._laggards = self._laggards, {}
-        for slot in self._slots:
-            if slot is None or not isinstance(slot.role, Primary) or not slot.role.serving:
+        for number, slot in enumerate(self._slots):
+            if slot is None:
                 continue
             primary = slot.role
-            if primary.handing_to is None:
-                self.consider_return(slot)
-            for peer in primary.peers:
-                durable = primary.durable.get(peer, -1)
-                if durable < slot.sequence and peer in self._ctx.reachable:
-                    self._laggards[slot.number, peer] = durable
-                    if before.get((slot.number, peer)) == durable:
-                        self.repeat_establish(slot, primary, (peer,))
+            if primary is None:
+                if self._ctx.leader_of.get(number) not in self._ctx.reachable:
+                    self.orphan((number,))
+            elif not isinstance(primary, Primary) or not primary.serving:
+                self.candidates.add(number)
+            else:
+                if primary.handing_to is None:
+                    self.consider_return(slot)
+                self._remind_laggards(slot, primary, before)
+
+    def _remind_laggards(
+        self, slot: Slot, primary: Primary, before: dict[tuple[int, NodeId], int]
+    ) -> None:
+        """Say Establish again to peers that are as far behind as a second ago."""
+        for peer in primary.peers:
+            durable = primary.durable.get(peer, -1)
+            if durable < slot.sequence and peer in self._ctx.reachable:
+                self._laggards[slot.number, peer] = durable
+                if before.get((slot.number, peer)) == durable:
+                    self.repeat_establish(slot, primary, (peer,))
 
     def _is_settled(self, number: int) -> bool:
         """Whether the candidacy is over; one that got nowhere becomes an orphan again."""

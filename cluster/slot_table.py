@@ -313,6 +313,19 @@ class SlotTable:
             return self._ctx.me
         return self._ctx.leader_of.get(number)
 
+    def want(self, number: int) -> NodeId | None:
+        """Who should be asked for a slot without a known leader: the first reachable member (R10).
+
+        If that is this node, it takes the slot over before others that nobody waits for. None if it
+        holds nothing of the slot and so cannot tell.
+        """
+        slot = self.slots[number]
+        if slot is None:
+            return None
+        ctx = self._ctx
+        self.leadership.want(number)
+        return next((node for node in slot.config.members if node in ctx.reachable), None)
+
     def leaders(self) -> Iterable[NodeId]:
         """Who serves each slot that others serve, one entry a slot."""
         return self._ctx.leader_of.values()

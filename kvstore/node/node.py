@@ -291,6 +291,8 @@ class Node:
     def on_leads(self, sender: NodeId, leads: Leads) -> None:
         """For the directory, the core and whatever waits for a leader."""
         led, lost = self.directory.take(sender, leads)
+        if sender in self._down:  # kept until it is thought alive again (`_link_up`)
+            return
         self.core.wake()
         self.table.peer_leads_no_more(sender, lost)
         self.table.peer_leads(sender, led, complete=leads.complete)

@@ -156,7 +156,7 @@ class Router:
         call = Call(op, request.client, request.number + offset, seen, retry, ticket)
         if self._table.submit(number, call):
             return
-        leader = self._table.leader_of(number)
+        leader = self._table.leader_of(number) or self._table.want(number)
         if leader is None or leader == self._me:
             self._parked[number].append(ticket)
             return
