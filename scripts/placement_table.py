@@ -1,9 +1,10 @@
 """Print the tables of `docs/decisions/0002-placement.md`: balance, movement and time of placements.
 
-Every way of placing is a function from a topology to the owners of each slot, the primary first. It is
-given the same clusters and the same changes: three joins, three leaves, three doubled weights. Shown
-is the worst of three, as a multiple of the least possible: the newcomer's fair share, what the leaver
-held, what the heavier node's share grew by. Everything is seeded; only the times differ from run to run.
+Every way of placing is a function from a topology to the owners of each slot, the primary first. It
+is given the same clusters and the same changes: three joins, three leaves, three doubled weights.
+Shown is the worst of three, as a multiple of the least possible: the newcomer's fair share, what
+the leaver held, what the heavier node's share grew by. Everything is seeded; only the times differ
+from run to run.
 """
 
 from __future__ import annotations

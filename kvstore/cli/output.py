@@ -114,9 +114,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=str))
 
 
-def print_columns(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_columns(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, head: bool = True
+) -> None:
     """Aligned columns under upper-case heads; an empty cell is a dash, so that `awk` can count."""
-    table = [[name.upper().replace("_", "-") for name in columns]]
+    table = [[name.upper().replace("_", "-") for name in columns]] if head else []
     table += [[str(cell) if cell not in ("", None) else "-" for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in table) for at in range(len(columns))]
     for row in table:

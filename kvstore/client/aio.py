@@ -246,6 +246,7 @@ class AsyncClient:
         items: Mapping[Any, Any],
         *,
         ttl: float | None = None,
+        content_type: str = "",
         timeout: float | None = None,
     ) -> None:
         """Store many independent keys; returns when every one is durable.
@@ -253,7 +254,11 @@ class AsyncClient:
         Raises:
             PartialFailure: some failed, each with its own error in ``errors``.
         """
-        await self._run(many.put_many(self._core, self._deadline(timeout), items, ttl))
+        await self._run(
+            many.put_many(
+                self._core, self._deadline(timeout), items, ttl=ttl, content_type=content_type
+            )
+        )
 
     async def get_many(
         self,

@@ -61,7 +61,7 @@ def put(
         raise BadRequest("if_absent and if_version exclude each other: pass one of them")
     expect = ABSENT if if_absent else _expected(if_version)
     raw_key, packed = check_key(key), pack_value(value)
-    _check_content_type(content_type, value)
+    check_content_type(content_type, value)
     op = Put(raw_key, msgspec.Raw(packed), content_type, ttl_ms_of(ttl), expect)
     outcome = yield from _one(core, deadline, op, raw_key, operation_id)
     if type(outcome) is Done:
@@ -240,7 +240,12 @@ def _expected(if_version: str | None) -> bytes | None:
     return None if if_version is None else version_from_text(if_version)
 
 
-def _check_content_type(content_type: str, value: Any) -> None:
+def check_content_type(content_type: str, value: Any) -> None:
+    """Refuse a content type that cannot be kept or that does not go with the value.
+
+    Raises:
+        BadRequest: the value is no bytes, or the type no short ASCII.
+    """
     if not content_type:
         return
     if not isinstance(value, bytes | bytearray | memoryview):

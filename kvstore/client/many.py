@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from cluster.operations import Absent, Delete, Deleted, Done, Found, Get, Operation, Put
 from cluster.slots import slot_of
-from kvstore.client.flows import is_eventual, ttl_ms_of
+from kvstore.client.flows import check_content_type, is_eventual, ttl_ms_of
 from kvstore.client.outcomes import Key, error_of, shown, value_of
 from kvstore.errors import BadRequest, KVError, PartialFailure, ValueTooLarge
 from kvstore.values import check_key, pack_value
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def put_many(
-    core: ClientCore, deadline: float, items: Mapping[Any, Any], ttl: float | None
+    core: ClientCore,
+    deadline: float,
+    items: Mapping[Any, Any],
+    *,
+    ttl: float | None = None,
+    content_type: str = "",
 ) -> Flow[None]:
     """Store several values; returns when every one is durable."""
     ttl_ms = ttl_ms_of(ttl)
@@ -37,13 +42,15 @@ def put_many(
         raw_key = check_key(key)
         try:
             packed = pack_value(value)
+            if content_type:
+                check_content_type(content_type, value)
         except ValueTooLarge as error:
             raise ValueTooLarge(f"key {shown(key)}: {error}; nothing was written") from None
         except BadRequest as error:
             raise BadRequest(f"key {shown(key)}: {error}; nothing was written") from None
         size += len(raw_key) + len(packed)
         raw_keys.append(raw_key)
-        ops.append(Put(raw_key, Raw(packed), "", ttl_ms))
+        ops.append(Put(raw_key, Raw(packed), content_type, ttl_ms))
     outcomes = yield from _execute(core, deadline, ops, raw_keys, size)
     if set(map(type, outcomes)) - {Done}:
         errors: dict[Key, KVError] = {

@@ -40,11 +40,13 @@ class ScanPage(NamedTuple):
         keys: Text where it is valid UTF-8, else bytes.
         entries: Those of the keys, or empty if values were not asked for.
         cursor: Continues the walk behind these keys; None at its end.
+        progress: Share of the slots that are behind this page, 0.0 to 1.0.
     """
 
     keys: list[Key]
     entries: list[Entry]
     cursor: str | None
+    progress: float
 
 
 class _Place(NamedTuple):
@@ -92,7 +94,10 @@ class Walk:
         entries = [
             entry_of(record, key) for key, record in zip(texts, records, strict=self._values)
         ]
-        return ScanPage(texts, entries, None if self.ended else _place_to_text(self._place))
+        if self.ended:
+            return ScanPage(texts, entries, None, 1.0)
+        progress = self._place.slot / self._core.table.slot_count
+        return ScanPage(texts, entries, _place_to_text(self._place), progress)
 
     def _begin(self, deadline: float) -> Flow[None]:
         """Find the slots to walk, once the cluster's slot count is known."""

@@ -254,6 +254,7 @@ class Client:
         items: Mapping[Any, Any],
         *,
         ttl: float | None = None,
+        content_type: str = "",
         timeout: float | None = None,
     ) -> None:
         """Store many independent keys; returns when every one is durable.
@@ -261,7 +262,11 @@ class Client:
         Raises:
             PartialFailure: some failed, each with its own error in ``errors``.
         """
-        self._run(many.put_many(self._core, self._deadline(timeout), items, ttl))
+        self._run(
+            many.put_many(
+                self._core, self._deadline(timeout), items, ttl=ttl, content_type=content_type
+            )
+        )
 
     def get_many(
         self,

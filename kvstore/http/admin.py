@@ -16,8 +16,8 @@ from cluster.slots import slot_of
 from kvstore.http.door import Call, Route, check_key
 from kvstore.http.forms import JSON
 from kvstore.http.frontpage import FRONT_PAGE
-from kvstore.http.json_values import dump_json
 from kvstore.http.problems import ProblemError
+from kvstore.json_values import dump_json
 
 if TYPE_CHECKING:
     from kvstore.node.view import SlotStatus

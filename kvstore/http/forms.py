@@ -16,8 +16,8 @@ import msgpack
 
 from cluster.limits import CONTENT_TYPE_BYTES_MAX
 from kvstore.errors import BadRequest, CorruptValue, ValueTooLarge
-from kvstore.http.json_values import dump_json, load_json
 from kvstore.http.problems import ProblemError
+from kvstore.json_values import dump_json, load_json
 from kvstore.values import pack_value, unpack_value
 
 if TYPE_CHECKING:

@@ -48,8 +48,8 @@ from kvstore.http.forms import (
     stored_form,
     structured_type,
 )
-from kvstore.http.json_values import dump_json
 from kvstore.http.problems import ProblemError, conflict, failure
+from kvstore.json_values import dump_json
 from kvstore.values import unpack_value
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from aiohttp import web
 
 from kvstore.http.door import Call, Route
 from kvstore.http.forms import JSON
-from kvstore.http.json_values import dump_json
 from kvstore.http.openapi_parts import HEADERS, PARAMETERS, SCHEMAS, content, problem, ref
 from kvstore.http.openapi_paths import PATHS
+from kvstore.json_values import dump_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kvstore.errors import BadRequest
 from kvstore.http.conditions import parse_range, parse_tags
-from kvstore.http.json_values import dump_json, load_json
 from kvstore.http.problems import ProblemError
 from kvstore.http.targets import Query
+from kvstore.json_values import dump_json, load_json
 from kvstore.values import pack_value, unpack_value
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
