@@ -69,7 +69,7 @@ def put(
     content = read_value(value, as_json=as_json)
     with connect(url, timeout) as client:
         version = client.put(
-            os.fsencode(key),
+            key_argument(key),
             content,
             ttl=ttl,
             if_absent=if_absent,
@@ -94,7 +94,7 @@ def get(
     Text and bytes are printed as they are, bytes without a line end; other values as JSON.
     """
     with connect(url, timeout) as client:
-        found = client.get_entry(os.fsencode(key), consistency=consistency)
+        found = client.get_entry(key_argument(key), consistency=consistency)
     if found is None:
         click.echo(f"kvstore: there is no key {key!r}", err=True)
         return ExitStatus.NOT_FOUND
@@ -123,7 +123,7 @@ def delete(
     operation_id: str | None,
 ) -> ExitStatus:
     """Delete keys and print how many there were; exit status 1 if none."""
-    names = list(dict.fromkeys(os.fsencode(key) for key in keys))
+    names = list(dict.fromkeys(key_argument(key) for key in keys))
     with connect(url, timeout) as client:
         if len(names) == 1:
             existed = client.delete(names[0], if_version=if_version, operation_id=operation_id)
@@ -144,7 +144,7 @@ def delete(
 def incr(url: str, timeout: float, key: str, by: int, operation_id: str | None) -> None:
     """Add to the integer under KEY (absent is 0) and print the new number."""
     with connect(url, timeout) as client:
-        click.echo(client.incr(os.fsencode(key), by, operation_id=operation_id))
+        click.echo(client.incr(key_argument(key), by, operation_id=operation_id))
 
 
 @click.command()
@@ -158,7 +158,7 @@ def scan(url: str, timeout: float, output: str, prefix: str, limit: int | None) 
     -o json prints one JSON object a line, as `kvstore load` reads it; -o name the keys alone.
     """
     with connect(url, timeout) as client:
-        pages = scan_pages(client, os.fsencode(prefix), limit, values=output != "name")
+        pages = scan_pages(client, key_argument(prefix), limit, values=output != "name")
         for number, (keys, entries) in enumerate(pages):
             if output == "name":
                 for key in keys:
@@ -172,7 +172,7 @@ def scan(url: str, timeout: float, output: str, prefix: str, limit: int | None) 
 
 
 def scan_pages(
-    client: Client, prefix: bytes, limit: int | None, *, values: bool
+    client: Client, prefix: str | bytes, limit: int | None, *, values: bool
 ) -> Iterator[tuple[list[str | bytes], list[Entry]]]:
     """The pages of a scan, up to `limit` keys in all; empty ones are left out."""
     cursor: str | None = None
@@ -208,7 +208,18 @@ def read_value(text: str | None, *, as_json: bool) -> Any:
         content = text
     if as_json:
         return load_json(content if isinstance(content, bytes) else os.fsencode(content))
+    if isinstance(content, str) and isinstance(key_argument(content), bytes):
+        raise BadRequest("VALUE is no valid text: pass raw bytes as @PATH or through stdin")
     return content
+
+
+def key_argument(text: str) -> str | bytes:
+    """A key as it was typed: text, or the bytes of what is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
 
 
 def entry_fields(entry: Entry) -> dict[str, Any]:

@@ -312,7 +312,7 @@ def test_arguments_are_checked_before_anything_is_sent(bench: Bench) -> None:
         flows.batch(bench.core, end, {}),
         flows.batch(bench.core, end, {"a": 1, "b": 2}),
         flows.batch(bench.core, end, {"a": 1, b"a": 2}),
-        many.put_many(bench.core, end, {"a": 1, "b": {2}}, None),
+        many.put_many(bench.core, end, {"a": 1, "b": {2}}),
     ]
     for flow in wrong:
         with pytest.raises(BadRequest):
@@ -322,7 +322,7 @@ def test_arguments_are_checked_before_anything_is_sent(bench: Bench) -> None:
 
 def test_a_batch_of_keys_is_one_request_a_node(bench: Bench) -> None:
     keys = [f"key-{i}" for i in range(300)]
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1), None)
+    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1))
     step = next(flow)
     assert isinstance(step, Exchange)
     assert sorted(send.address for send in step.sends) == NODES
@@ -340,7 +340,7 @@ def test_a_batch_of_keys_is_one_request_a_node(bench: Bench) -> None:
 def test_only_the_failed_keys_of_a_batch_are_sent_again(bench: Bench) -> None:
     keys = [key for key in (f"key-{i}" for i in range(60)) if slot_of(key.encode()) % 3 == 0][:5]
     done = Done(NEWER)
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1), None)
+    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1))
     bench.run(flow, [done, REFUSED, REFUSED, done, REFUSED], [done, done], done)
     whole, pair, single = bench.requests()
     assert (pair.number, len(pair.ops)) == (whole.number + 1, 2)
@@ -352,7 +352,7 @@ def test_only_the_failed_keys_of_a_batch_are_sent_again(bench: Bench) -> None:
 def test_a_partial_failure_names_each_key(bench: Bench) -> None:
     keys = [key for key in (f"key-{i}" for i in range(60)) if slot_of(key.encode()) % 3 == 0][:3]
     bad = Failed(Code.TOO_LARGE, "too large")
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1), None)
+    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1))
     with pytest.raises(PartialFailure) as caught:
         bench.run(flow, [Done(NEWER), bad, Done(NEWER)])
     assert list(caught.value.errors) == [keys[1]]
@@ -365,7 +365,7 @@ def test_a_partial_failure_names_each_key(bench: Bench) -> None:
 def test_large_batches_are_cut(bench: Bench) -> None:
     value = b"x" * 1_000_000
     keys = [f"{{tag}}{i}" for i in range(20)]
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, value), None)
+    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, value))
     done = Done(NEWER)
     bench.run(flow, [done] * 8, [done] * 8, [done] * 4)
     assert [len(request.ops) for request in bench.requests()] == [8, 8, 4]

@@ -1,0 +1,28 @@
+"""One cluster for all tests that hurt nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import kvstore
+from tests.process.cluster_processes import running_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvstore.cli.local_cluster import LocalCluster
+    from kvstore.client import Client
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
+
+
+@pytest.fixture
+def db(cluster: LocalCluster) -> Iterator[Client]:
+    with kvstore.connect(cluster.url) as client:
+        yield client
