@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from cluster.swim_settings import SwimSettings
 
-
 Sends = list[tuple[NodeId, GossipMessage]]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cluster.topology import Node as Member
+from kvstore.errors import SetupError
 from kvstore.http.app import make_app
 from kvstore.http.server import start_http
 from kvstore.http.settings import HttpSettings
@@ -50,9 +51,14 @@ def run_node(settings: NodeSettings) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status.
 
     Raises:
-        SetupError: a port, the data directory or the cluster is not what the settings say.
+        SetupError: a port, the data directory or the cluster is not what the settings say, or
+            assertions are off.
     """
-    assert __debug__, "the invariants are assertions: do not run a node with python -O"
+    if not __debug__:  # an assertion could not say it
+        raise SetupError(
+            "a node does not run without assertions, they guard the data: "
+            "start python without -O, and unset PYTHONOPTIMIZE"
+        )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.set_threshold(GC_THRESHOLD, 20, 50)
     new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop

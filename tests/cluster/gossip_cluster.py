@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.members import MemberState
@@ -34,7 +35,7 @@ class GossipCluster:
         self._order = 0
         self._waiting: dict[NodeId, list[Callable[[], None]]] = {}
         for node in self.nodes:
-            self._call(self.rng.randrange(100), lambda node=node: self._tick(node))
+            self._call(self.rng.randrange(100), partial(self._tick, node))
 
     def _new(self, node: NodeId, count: int) -> Swim:
         swim = Swim(node, SwimSettings(), random.Random(self.rng.random()), self.now_ms)
@@ -89,7 +90,7 @@ class GossipCluster:
             if (sender, target) in self.cut or self.rng.random() < self.loss:
                 continue
             delay_ms = 1 + self.rng.randrange(5)
-            self._call(delay_ms, lambda t=target, m=message: self._arrive(sender, t, m))
+            self._call(delay_ms, partial(self._arrive, sender, target, message))
 
     def _call(self, delay_ms: int, step: Callable[[], None]) -> None:
         self._order += 1
