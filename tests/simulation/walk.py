@@ -225,6 +225,7 @@ class World:
             op.tries += 1
 
     def answer(self, ticket: Any, result: Result) -> None:
+        op: Op
         op, number, retry = ticket
         if op.done or op.number != number or self.calls[op.client] is not op:
             return
@@ -304,6 +305,8 @@ class World:
                 node = rng.choice(self.nodes)
                 node.table.set_time(self.now_ms, 0)
                 node.table.tick()
+            case _:
+                raise AssertionError(kind)
 
     def deliver(self) -> None:
         if not self.net:
@@ -425,7 +428,8 @@ def outcome(op: Op, state: State, stamp: bytes) -> tuple[State, bool]:
             version = result.version if isinstance(result, Done) else stamp
             after = (msgpack.unpackb(bytes(value)), version)
             return after, result is None or isinstance(result, Done)
-    raise AssertionError(op.operation)
+        case _:
+            raise AssertionError(op.operation)
 
 
 def _read_agrees(result: Result | None, state: State) -> bool:
