@@ -7,12 +7,17 @@ few. Exceptions that reach the event loop are collected, because a door that rai
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
-from cluster.operations import Page, Scan
+import msgspec
+
+from cluster.operations import Done, Found, Get, Page, Put, Scan
 from cluster.records import decode_record
 from cluster.topology import Node as Member
 from kvstore.http.app import make_app
@@ -36,7 +41,7 @@ from kvstore.wire.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cluster.operations import Operation, Result
@@ -51,6 +56,8 @@ WAIT_S = 5.0
 
 CACHE_BYTES = 1_048_576
 
+_client_ids = count(0xC11E47)
+
 CLIENT = Hello(PROTOCOL_VERSION, "client", "", CLUSTER_NAME, 0, "")
 
 
@@ -62,7 +69,8 @@ class Wire:
         self._writer = writer
         self._decoder = FrameDecoder()
         self._arrived: list[Frame] = []
-        self._numbers = iter(range(1, 1_000_000))
+        self._client = next(_client_ids)
+        self._numbers = count(1)
 
     async def send_bytes(self, data: bytes) -> None:
         self._writer.write(data)
@@ -75,7 +83,10 @@ class Wire:
         """The next frame; None when the other side has closed."""
         async with asyncio.timeout(WAIT_S):
             while not self._arrived:
-                data = await self._reader.read(65_536)
+                try:
+                    data = await self._reader.read(65_536)
+                except ConnectionError:  # closed while we still sent
+                    return None
                 if not data:
                     return None
                 self._arrived += self._decoder.feed(data)
@@ -100,7 +111,7 @@ class Wire:
         number = next(self._numbers)
         given: dict[str, Any] = {
             "id": number,
-            "client": 0xC11E47,
+            "client": self._client,
             "number": number * 10_000,
             "retry": False,
             "timeout_ms": 2_000,
@@ -139,7 +150,9 @@ class Harness:
     port: int
     http_port: int
     metrics: Metrics
-    raised: list[str] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    """What the node was told of refusals, by reason; the metrics are told the same."""
+    raised: list[object] = field(default_factory=list)
     """What reached the event loop instead of being refused."""
 
     @asynccontextmanager
@@ -166,8 +179,13 @@ async def running(data_dir: Path | None = None, *, founded: bool = True) -> Asyn
         data_dir: For RocksDB; without it the data is in memory.
         founded: False leaves it listening but not started, as one that waits for other founders.
     """
-    loop = asyncio.get_running_loop()
     metrics = Metrics()
+    refused: Counter[str] = Counter()
+
+    def on_refused(reason: str) -> None:
+        refused[reason] += 1
+        metrics.refused(reason)
+
     with _reserved_port() as port, _reserved_port() as http_port, _opened(data_dir) as store:
         member = Member(MEMBER_ID, "n1", f"{HOST}:{port}", f"{HOST}:{http_port}")
         node = Node(
@@ -175,12 +193,14 @@ async def running(data_dir: Path | None = None, *, founded: bool = True) -> Asyn
             CLUSTER_NAME,
             store.engine,
             store.commit,
-            metrics.refused,
+            on_refused,
             slot_count=SLOT_COUNT,
             replicas=1,
         )
-        harness = Harness(node, port, http_port, metrics)
-        loop.set_exception_handler(lambda _, context: harness.raised.append(str(context)))
+        harness = Harness(node, port, http_port, metrics, refused)
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: harness.raised.append(context.get("exception") or context["message"])
+        )
         try:
             await node.server.listen(HOST, port, "--port")
             http = await start_http(make_app(node, metrics, HttpSettings()), HOST, http_port)
@@ -229,3 +249,64 @@ def _reserved_port() -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind((HOST, 0))
         yield holder.getsockname()[1]
+
+
+VALUE = msgspec.msgpack.encode("value")
+RAW = msgspec.Raw(VALUE)
+BEFORE = {b"before": VALUE}
+
+
+class Site:
+    """A node, and a good client that was there before."""
+
+    def __init__(self, harness: Harness, good: Wire) -> None:
+        self.harness = harness
+        self.good = good
+
+    async def begin(self) -> Self:
+        """The good client has stored something."""
+        await self.good.ask([Put(b"before", RAW)])
+        return self
+
+    async def unharmed(
+        self, refused: Mapping[str, int], stored: Mapping[bytes, bytes] | None = None
+    ) -> None:
+        """Just this was counted, just this is stored, and the good are served."""
+        harness = self.harness
+        assert harness.raised == []
+        assert harness.refused == Counter(refused)
+        assert {name: harness.metrics.refused_total(name) for name in refused} == refused
+        assert await self.good.stored() == BEFORE | dict(stored or {})
+        (written,) = await self.good.ask([Put(b"before", RAW)])
+        assert isinstance(written, Done)
+        async with harness.client() as newcomer:
+            (found,) = await newcomer.ask([Get(b"before")])
+            assert isinstance(found, Found)
+        await self.alone()
+
+    async def alone(self) -> None:
+        """Only the good client's connection is left."""
+        server = self.harness.node.server
+        for _ in range(1_000):
+            if server.connections == 1:
+                break
+            await asyncio.sleep(0.001)
+        assert server.connections == 1
+        assert self.harness.node.router.in_flight == 0
+
+
+@asynccontextmanager
+async def working() -> AsyncIterator[Site]:
+    """The site."""
+    async with running() as harness, harness.client() as good:
+        yield await Site(harness, good).begin()
+
+
+def put(key: bytes) -> Request:
+    """A request as it should be."""
+    return Request(1, 0xBAD, 1, False, 1_000, 0, [Put(key, RAW)], [])
+
+
+def assert_says(text: str, pattern: str) -> None:
+    """The pattern is in the text."""
+    assert re.search(pattern, text), text
