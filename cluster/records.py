@@ -30,6 +30,8 @@ VERSION_BYTES = 20
 
 _VERSION = struct.Struct(">IQQ")
 _BALLOT = struct.Struct(">IQ")
+BALLOT_BYTES = _BALLOT.size
+"""A packed version begins with its ballot; both sort as bytes the way they compare."""
 _HEADER_BYTES = 26
 _VERSION_AT = 6
 _EXPIRES = 0x01

@@ -11,7 +11,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from cluster.records import VERSION_BYTES, pack_version
+from cluster.records import BALLOT_BYTES, VERSION_BYTES, pack_version
 from kvstore.wire.protocol import Leads, RouteNode, Routes
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Directory:
     def take(self, node: NodeId, leads: Leads) -> tuple[list[int], list[int]]:
         """A node's summary: returns the slots that it now leads, and those that it leads no more.
 
+        Summaries of two nodes may arrive crosswise; the higher ballot is the newer leader.
+
         Raises:
             ValueError: a malformed summary.
         """
@@ -75,11 +77,16 @@ class Directory:
         for number in lost:
             if self.leaders[number] == node:
                 self.leaders[number] = None
+        led: list[int] = []
         for at, number in enumerate(slots):
-            self.leaders[number] = node
             position = leads.positions[at * VERSION_BYTES : (at + 1) * VERSION_BYTES]
-            self._positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES] = position
-        return slots, lost
+            begin = number * VERSION_BYTES
+            if position[:BALLOT_BYTES] < self._positions[begin : begin + BALLOT_BYTES]:
+                continue  # word of a leader before, by another connection: ballots tell the order
+            self.leaders[number] = node
+            self._positions[begin : begin + VERSION_BYTES] = position
+            led.append(number)
+        return led, lost
 
     def led_by(self, node: NodeId) -> list[int]:
         """The slots that this node has said it leads."""

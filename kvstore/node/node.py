@@ -101,7 +101,8 @@ class Node:
         self._loop = asyncio.get_running_loop()
         self._adopted: asyncio.Future[Topology] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._down: set[NodeId] = set()
+        self._reached: dict[NodeId, bool] = {}
+        """What the core was told of each peer; nothing while it is only hoped for."""
         self._leads_moved = asyncio.Event()
         self._expected: set[NodeId] = set()
         self._rng = random.Random()
@@ -220,41 +221,41 @@ class Node:
     def _stop_expecting(self) -> None:
         late, self._expected = self._expected, set()
         for node in late:
-            self._peer_down(node)
+            self._judge(node)
 
     def _link_up(self, node: NodeId) -> None:
-        self.core.wake()
         self._expected.discard(node)
         self.peers.send(node, pack_leads(self.table.led(), (), complete=True))
-        if self.gossip.swim.state(node) is not MemberState.DEAD:
-            self._down.discard(node)
-            self.table.peer_up(node)
-            # What it told last still holds: it does not tell again over its own link if that held.
-            self.table.peer_leads(node, self.directory.led_by(node))
+        self._judge(node)
 
     def _link_down(self, node: NodeId) -> None:
         self.gossip.unreachable(node)
         self.router.peer_lost(node)
-        self._peer_down(node)
+        self._judge(node)
 
-    def _peer_down(self, node: NodeId) -> None:
-        if node in self._expected:  # all nodes are starting: do not lead for one that comes yet
+    def _judge(self, node: NodeId) -> None:
+        """Tell the core whether a peer can be reached: over a link, and not dead by gossip."""
+        gone = self.gossip.swim.state(node) in (MemberState.DEAD, MemberState.LEFT)
+        reached = self.peers.is_up(node) and not gone
+        if reached == self._reached.get(node):
             return
-        if node not in self._down:
-            self._down.add(node)
-            self.core.wake()
+        if not reached and node in self._expected:
+            return  # all nodes are starting: do not lead for one that comes yet
+        self._reached[node] = reached
+        self.core.wake()
+        if reached:
+            self.table.peer_up(node)
+            # What it told last still holds: it does not tell again over its own link if that held.
+            self.table.peer_leads(node, self.directory.led_by(node))
+        else:
             self.table.peer_down(node)
 
     def _member_state(self, node: NodeId, state: MemberState) -> None:
         listed = self.topology.node(node) if self.topology is not None else None
         name = listed.name if listed is not None else f"{node:012x}"
         log.info("member", peer=name, state=state.name.lower())
-        if node == self.id:
-            return
-        if state in (MemberState.DEAD, MemberState.LEFT):
-            self._peer_down(node)
-        elif state is MemberState.ALIVE and node in self._down and self.peers.names().get(node):
-            self._link_up(node)
+        if node != self.id:
+            self._judge(node)
 
     def _leads_changed(self, slots: set[int]) -> None:
         led = list(self.table.led_of(sorted(slots)))
@@ -291,7 +292,7 @@ class Node:
     def on_leads(self, sender: NodeId, leads: Leads) -> None:
         """For the directory, the core and whatever waits for a leader."""
         led, lost = self.directory.take(sender, leads)
-        if sender in self._down:  # kept until it is thought alive again (`_link_up`)
+        if self._reached.get(sender) is False:  # the directory keeps it until `_judge` says so
             return
         self.core.wake()
         self.table.peer_leads_no_more(sender, lost)

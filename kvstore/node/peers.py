@@ -175,6 +175,11 @@ class Peers:
         """Each peer, and whether its data link is up."""
         return {node: link.up for node, link in self._data.items()}
 
+    def is_up(self, node: NodeId) -> bool:
+        """Whether the data link to this peer is up."""
+        link = self._data.get(node)
+        return link is not None and link.up
+
     def send(self, node: NodeId, frame: Frame) -> bool:
         """Send over the data link, or drop (False)."""
         link = self._data.get(node)
