@@ -20,8 +20,11 @@ excepted.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
+
+from cluster.limits import REQUEST_OPERATIONS_MAX
 
 ABSENT = b""
 PRESENT = b"*"
@@ -61,7 +64,7 @@ class Touch(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
 class Atomic(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     """Several writes to keys of one slot, all or nothing, as one operation."""
 
-    writes: list[Put | Delete]
+    writes: Annotated[list[Put | Delete], msgspec.Meta(max_length=REQUEST_OPERATIONS_MAX)]
 
 
 class Get(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):

@@ -51,6 +51,8 @@ class Connection(asyncio.Protocol):
         self._reason = "closed by the other side"
         self._holds = 0
         self.remote = "?"
+        self.refusal = ""
+        """The kind of refusal that ended it, for whoever counts them."""
         self.peer: object = None
         """Who is there, once the handshake told; kept for the owner of the connection."""
         self.in_flight = 0
@@ -155,8 +157,11 @@ class Connection(asyncio.Protocol):
         if transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
             self.abort("it does not read what it is sent")
 
-    def refuse(self, reason: str, detail: str) -> None:
-        """Say why, then close."""
+    def refuse(self, reason: str, detail: str, *, kind: str = "") -> None:
+        """Say why, then close; `kind` is what it is counted as, if that is not the reason."""
+        if not self.is_open:
+            return
+        self.refusal = kind or reason
         self.send(Refused(reason, detail))
         self._flush()
         self.close(f"{reason}: {detail}")

@@ -12,13 +12,13 @@ from cluster.limits import (
     ATOMIC_WRITES_MAX,
     CONTENT_TYPE_BYTES_MAX,
     KEY_BYTES_MAX,
-    REQUEST_OPERATIONS_MAX,
+    REQUEST_HOPS_MAX,
     SCAN_PAGE_KEYS_MAX,
     TTL_MS_MAX,
     VALUE_BYTES_MAX,
 )
 from cluster.operations import Atomic, Code, Delete, Failed, Get, Incr, Put, Scan, Touch
-from cluster.records import VERSION_BYTES
+from cluster.records import BALLOT_BYTES, VERSION_BYTES
 from cluster.slots import slot_of
 
 if TYPE_CHECKING:
@@ -34,15 +34,25 @@ _INT64 = 1 << 63
 def check_request(request: Request) -> str | None:
     """What is wrong with the request as a whole, or None."""
     count = len(request.ops)
-    if count > REQUEST_OPERATIONS_MAX:
-        return f"{count} operations in one request; the limit is {REQUEST_OPERATIONS_MAX}"
     if request.seen and len(request.seen) != count:
         return f"{len(request.seen)} positions for {count} operations"
     if request.offsets and len(request.offsets) != count:
         return f"{len(request.offsets)} offsets for {count} operations"
     if not 0 < request.timeout_ms <= TIMEOUT_MS_MAX:
         return f"a timeout of {request.timeout_ms} ms; it must be 1 to {TIMEOUT_MS_MAX}"
+    if request.client < 0 or not 0 <= request.hops <= REQUEST_HOPS_MAX:
+        return f"client {request.client} after {request.hops} hops"
+    span = max(request.offsets) if request.offsets else count
+    if min(request.offsets, default=0) < 0 or not 0 <= request.number < _INT64 - span:
+        return f"operations numbered from {request.number} over {span}: not within 63 bits"
+    if not all(_is_position(seen) for seen in request.seen):
+        return "a position is malformed"
     return None
+
+
+def _is_position(seen: bytes) -> bool:
+    """Empty, or as `cluster.records.pack_version` makes it, with a sequence that has successors."""
+    return not seen or (len(seen) == VERSION_BYTES and seen[BALLOT_BYTES] < 0x80)
 
 
 def check_operation(op: Operation, slot_count: int) -> Failed | None:
@@ -77,7 +87,7 @@ def _check_key(key: bytes) -> str | None:
 
 
 def _check_expect(expect: bytes | None) -> str | None:
-    if expect is None or len(expect) in (0, 1, VERSION_BYTES):
+    if expect is None or len(expect) in (0, VERSION_BYTES) or expect == b"*":
         return None
     return "the version of the condition is malformed"
 

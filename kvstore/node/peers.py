@@ -17,6 +17,7 @@ from kvstore.node.connection import Connection
 from kvstore.wire.frames import FrameError, encode_frame
 from kvstore.wire.protocol import (
     MAGIC,
+    MESSAGES_MAX,
     PROTOCOL_VERSION,
     Hello,
     Refused,
@@ -191,6 +192,8 @@ class Peers:
         if link is None or not link.up:
             return
         try:
+            if len(messages) > MESSAGES_MAX:
+                raise FrameError(f"{len(messages)} messages in one frame")
             link.send(SlotMessages(messages))
         except FrameError:
             if len(messages) == 1:

@@ -34,13 +34,18 @@ REQUESTS_MAX = 20_000
 _OVERLOADED = Failed(
     Code.OVERLOADED, "this node has as many requests in flight as it takes; try again", 100
 )
+_TOO_LARGE = Failed(Code.TOO_LARGE, "the operation does not fit into one frame to its primary")
 
 
 class PeerLinks(Protocol):
     """The part of the peers that the router uses."""
 
     def forward(self, node: NodeId, request: Request) -> bool:
-        """Send a request to a node; False if there is no connection to it."""
+        """Send a request to a node; False if there is no connection to it.
+
+        Raises:
+            ValueError: it does not fit into one frame.
+        """
 
 
 class Gathering:
@@ -208,7 +213,17 @@ class Router:
         request = Request(
             frame_id, client, number, retry, max(left_ms, 1), hops + 1, ops, seen, offsets
         )
-        if self._links.forward(leader, request):
+        try:
+            sent = self._links.forward(leader, request)
+        except ValueError:
+            middle = len(tickets) // 2
+            if not middle:
+                self.answer(tickets[0], _TOO_LARGE)
+                return
+            for half in (tickets[:middle], tickets[middle:]):
+                self._forward(leader, half, client, retry=retry, left_ms=left_ms)
+            return
+        if sent:
             self._forwarded[frame_id] = (leader, tickets)
             return
         for ticket in tickets:
@@ -272,7 +287,7 @@ class Router:
         gathering.reply(Response(gathering.request.id, results, gathering.leads))
 
     def tick(self) -> None:
-        """Send parked operations on their way again, and answer what nobody waits for any more."""
+        """Send parked operations on their way again, and answer those whose time is over."""
         if self._parked:
             parked, self._parked = self._parked, defaultdict(list)
             for tickets in parked.values():
@@ -281,26 +296,28 @@ class Router:
                         self._route(ticket)
             self._wake()
         now_ms = self._now_ms()
-        for gathering in [g for g in self._gatherings if g.deadline_ms <= now_ms]:
-            self._give_up(gathering)
+        over = {g for g in self._gatherings if g.deadline_ms <= now_ms}
+        if over:
+            self._give_up(over)
 
-    def _give_up(self, gathering: Gathering) -> None:
-        waiting = {t[1] for parked in self._parked.values() for t in parked if t[0] is gathering}
-        for index, result in enumerate(gathering.results):
-            if result is not None:
-                continue
-            op, number = gathering.request.ops[index], gathering.slots[index]
-            started = gathering.started is not None and index in gathering.started
-            gathering.put(
-                index, _timed_out(op, number, never_started=index in waiting and not started)
-            )
-        for number in {gathering.slots[i] for i in waiting}:
-            kept = [t for t in self._parked[number] if t[0] is not gathering]
-            if kept:
+    def _give_up(self, over: set[Gathering]) -> None:
+        """Answer what is missing: "unavailable" if no primary was given it, else "unknown" (R4)."""
+        waiting: set[Ticket] = set()
+        for number, tickets in list(self._parked.items()):
+            kept = [ticket for ticket in tickets if ticket[0] not in over]
+            if len(kept) < len(tickets):
+                waiting.update(ticket for ticket in tickets if ticket[0] in over)
                 self._parked[number] = kept
-            else:
-                del self._parked[number]
-        self._finish(gathering)
+                if not kept:
+                    del self._parked[number]
+        for gathering in over:
+            for index, result in enumerate(gathering.results):
+                if result is None:
+                    op, number = gathering.request.ops[index], gathering.slots[index]
+                    started = gathering.started is not None and index in gathering.started
+                    never = (gathering, index) in waiting and not started
+                    gathering.put(index, _timed_out(op, number, never_started=never))
+            self._finish(gathering)
 
 
 def _slot_for(op: Operation, slot_count: int) -> int:

@@ -13,11 +13,13 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX
+from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX, FRAME_BYTES_MAX
+from cluster.operations import Code, Failed, Found, Page
 from kvstore.errors import SetupError
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
 from kvstore.node.door import check_operation, check_request
+from kvstore.wire.frames import FrameError
 from kvstore.wire.protocol import (
     PROTOCOL_VERSION,
     Founding,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
-    from cluster.operations import Failed, Result
+    from cluster.operations import Result
     from cluster.swim_messages import GossipMessage
     from kvstore.wire.protocol import Frame
 
@@ -49,6 +51,12 @@ FRAME_TIMEOUT_S: Final = 30.0
 """A frame that has begun must be whole within this: slow senders do not hold memory for ever."""
 SWEEP_INTERVAL_S: Final = 1.0
 CONNECTIONS_MAX: Final = 10_000
+
+
+_NOT_FOUNDED: Final = Failed(
+    Code.UNAVAILABLE, "this node waits for the other founders of its cluster; try again", 200
+)
+_NO_ROOM = Failed(Code.OVERLOADED, "the answer is full; ask again for the rest", 1)
 
 
 class Host(Protocol):
@@ -134,15 +142,14 @@ class Server:
 
     def _on_open(self, connection: Connection) -> None:
         if len(self._connections) >= CONNECTIONS_MAX:
-            self._host.refused("connections")
-            connection.refuse("overloaded", f"this node has its {CONNECTIONS_MAX} connections")
+            detail = f"this node has its {CONNECTIONS_MAX} connections"
+            connection.refuse("overloaded", detail, kind="connections")
         self._connections[connection] = self._loop.time()
 
     def _on_close(self, connection: Connection, reason: str) -> None:
         self._connections.pop(connection, None)
-        if ":" in reason and connection.peer is None:
-            kind = reason.partition(":")[0]
-            self._host.refused(kind if kind in ("frame", "cluster", "version", "slow") else "other")
+        if connection.refusal:
+            self._host.refused(connection.refusal)
             log.warning("connection refused", remote=connection.remote, reason=reason)
 
     def _sweep(self) -> None:
@@ -152,7 +159,6 @@ class Server:
             if not connection.handshake_done and now - since > HANDSHAKE_TIMEOUT_S:
                 connection.refuse("slow", f"no handshake within {HANDSHAKE_TIMEOUT_S:g} s")
             elif connection.partial_since and now - connection.partial_since > FRAME_TIMEOUT_S:
-                self._host.refused("slow")
                 connection.refuse("slow", f"a frame took over {FRAME_TIMEOUT_S:g} s to arrive")
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
@@ -204,8 +210,8 @@ class Server:
             case SlotMessages() | Leads() | Gossip() if not (
                 hello.role != "client" and host.knows(hello.node)
             ):
-                host.refused("stranger")
-                connection.refuse("cluster", "only nodes of this cluster may send this")
+                detail = "only nodes of this cluster may send this"
+                connection.refuse("cluster", detail, kind="stranger")
             case SlotMessages():
                 host.on_slot_messages(hello.node, frame.messages)
             case Gossip():
@@ -215,28 +221,36 @@ class Server:
             case RouteQuery():
                 connection.send(host.routes(frame.id))
             case Founding():
-                connection.send(host.on_founding(frame))
+                self._on_founding(connection, frame)
             case Hello() | Welcome() | Refused() | Response() | Routes():
-                host.refused("frame")
                 connection.refuse("frame", f"{type(frame).__name__} is not for a server")
 
     def _on_leads(self, connection: Connection, sender: NodeId, leads: Leads) -> None:
         try:
             self._host.on_leads(sender, leads)
         except ValueError as error:
-            self._host.refused("frame")
             connection.refuse("frame", str(error))
+
+    def _on_founding(self, connection: Connection, founding: Founding) -> None:
+        try:
+            answer = self._host.on_founding(founding)
+        except ValueError as error:
+            connection.refuse("frame", str(error))
+        else:
+            connection.send(answer)
 
     def _on_request(self, connection: Connection, request: Request) -> None:
         fault = check_request(request)
         if fault is not None:
-            self._host.refused("request")
-            connection.refuse("frame", fault)
+            connection.refuse("frame", fault, kind="request")
             return
         connection.in_flight += 1
         if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
             connection.hold()
         slot_count = self._host.slot_count()
+        if not slot_count:
+            self._reply(connection, Response(request.id, [_NOT_FOUNDED] * len(request.ops), {}))
+            return
         faults: dict[int, Failed] = {}
         for index, op in enumerate(request.ops):
             failed = check_operation(op, slot_count)
@@ -254,7 +268,10 @@ class Server:
         if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
             connection.unhold()
         connection.in_flight -= 1
-        connection.send(response)
+        try:
+            connection.send(response)
+        except FrameError:
+            connection.send(fitting(response))
 
     def _reply_with(
         self, connection: Connection, faults: dict[int, Failed], count: int, response: Response
@@ -262,6 +279,22 @@ class Server:
         rest = iter(response.results)
         results: list[Result] = [faults[i] if i in faults else next(rest) for i in range(count)]
         self._reply(connection, Response(response.id, results, response.leads))
+
+
+def fitting(response: Response) -> Response:
+    """The response with as much of what was read as fits; the rest is to be asked for again."""
+    left = FRAME_BYTES_MAX // 2  # a write's result is small, however many there are
+    results: list[Result] = []
+    for result in response.results:
+        match result:
+            case Found(record=record):
+                left -= len(record)
+            case Page(keys=keys, records=records):
+                left -= sum(map(len, keys)) + sum(map(len, records))
+            case _:
+                pass
+        results.append(result if left >= 0 or not isinstance(result, Found | Page) else _NO_ROOM)
+    return Response(response.id, results, response.leads)
 
 
 def without(request: Request, faults: dict[int, Failed]) -> Request:

@@ -115,5 +115,5 @@ def decode_frame(body: bytes) -> Frame:
     """
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"not a message of this protocol: {error}") from error

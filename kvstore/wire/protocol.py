@@ -11,8 +11,11 @@ Times are durations, never clock readings: clocks may be wrong.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
+from cluster.limits import REQUEST_OPERATIONS_MAX
 from cluster.messages import SlotMessage
 from cluster.operations import Operation, Result
 from cluster.swim_messages import GossipMessage
@@ -22,6 +25,12 @@ MAGIC = b"RKV1"
 
 PROTOCOL_VERSION = 1
 """Spoken by this release. A peer that cannot speak it is told so and closed."""
+
+MESSAGES_MAX = 262_144
+"""In one `SlotMessages`: what fills a frame with messages of 64 bytes."""
+
+_ONE_PER_OPERATION = msgspec.Meta(max_length=REQUEST_OPERATIONS_MAX)
+"""Checked before the first item is decoded, so that a long list costs nothing."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=60):
@@ -72,9 +81,9 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
     retry: bool
     timeout_ms: int
     hops: int
-    ops: list[Operation]
-    seen: list[bytes]
-    offsets: list[int] = []
+    ops: Annotated[list[Operation], _ONE_PER_OPERATION]
+    seen: Annotated[list[bytes], _ONE_PER_OPERATION]
+    offsets: Annotated[list[int], _ONE_PER_OPERATION] = []
 
 
 class Response(msgspec.Struct, frozen=True, array_like=True, tag=71):
@@ -139,7 +148,7 @@ class Leads(msgspec.Struct, frozen=True, array_like=True, tag=80):
 class SlotMessages(msgspec.Struct, frozen=True, array_like=True, tag=81):
     """One tick's messages between the slots of two nodes."""
 
-    messages: list[SlotMessage]
+    messages: Annotated[list[SlotMessage], msgspec.Meta(max_length=MESSAGES_MAX)]
 
 
 class Gossip(msgspec.Struct, frozen=True, array_like=True, tag=82):

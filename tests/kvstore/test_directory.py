@@ -67,6 +67,6 @@ def test_a_complete_summary_ends_what_it_does_not_name() -> None:
 def test_a_malformed_summary_changes_nothing(bad: Leads) -> None:
     directory = Directory(4)
     directory.take(N1, leads(N1, 1, 0))
-    with pytest.raises(ValueError, match="summary|list"):
+    with pytest.raises(ValueError, match=r"summary|list"):
         directory.take(N2, bad)
     assert directory.leaders == [N1, None, None, None]
