@@ -1,7 +1,7 @@
 """The key log: a slot's last operations, without their values.
 
 One entry per operation: which keys it changed, under whose operation id, with what small result. It
-is what stands in for a replicated log (`PROTOCOL.md`, "State"): replicas are caught up from it
+is what stands in for a replicated log (`docs/protocol.md`, "State"): replicas are caught up from it
 (rule 11), retries are recognised in it (rule 5), watches are fed by it.
 
 How far it reaches back is a function of the sequence alone (`log_begin`), so replicas at equal

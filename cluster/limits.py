@@ -82,7 +82,7 @@ RETRIED_OPERATIONS_MAX = 1_024
 """Retried ids remembered per slot and ballot; when full, a new ballot is taken (rule 5)."""
 
 SLOT_COUNT_DEFAULT = 16_384
-"""Slots of a new cluster: 1,000 nodes with 3 replicas still hold about 49 each (DESIGN.md)."""
+"""Slots of a new cluster: 1,000 nodes with 3 replicas still hold about 49 each."""
 
 SLOT_COUNT_MAX = 65_536
 """A slot number has two bytes in routing tables; clusters of over 1,000 nodes want more slots."""

@@ -2,7 +2,7 @@
 
 The union `SlotMessage` is closed and every dispatch over it is checked for exhaustiveness, so a new
 message does not type-check until it is handled. All of a node's slots speak to a peer in one frame
-per tick (`kvstore.wire.protocol.SlotMessages`). Rule numbers are those of PROTOCOL.md.
+per tick (`kvstore.wire.protocol.SlotMessages`). Rule numbers are those of `docs/protocol.md`.
 
 Any message may be lost, late or doubled; each handler must be right then too.
 """

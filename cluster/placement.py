@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cluster.topology import Node, Topology
 
 LOAD_MAX = 1.05
-"""A node's load over its share (DESIGN.md, promise 7)."""
+"""A node's load over its share: what the balance promises."""
 
 _EARLY = 0.3
 """Slots before its time that a limit may fall: more would only make all of them tighter."""

@@ -1,7 +1,7 @@
 """What the product asks of a storage engine: an ordered byte store with three tables.
 
 The interface is narrow on purpose. The engine in use is kept by one person and may have to be
-replaced (DESIGN.md, "Known traps"), and the memory engine has to be a faithful twin of it. So there
+replaced (`docs/decisions/0003-storage.md`), and the memory engine has to be a faithful twin of it. So there
 are no transactions, snapshots with names, merges or value types here: bytes, batches and order.
 
 Durability comes in two steps. `Engine.write` makes a batch visible and hands it to the operating
@@ -12,7 +12,7 @@ their writes, at least as long as the last sync covered, and never a part of a b
 All methods are called on one thread, except `sync`, which may run on one other thread beside them.
 
 Errors are of two kinds. `EngineError`: the engine could not do it; what is on disk may be fine.
-`EngineCorruption`: what is on disk is not what was written; rule 12 of PROTOCOL.md calls that a
+`EngineCorruption`: what is on disk is not what was written; rule 12 calls that a
 lost disk, and nothing here repairs it.
 """
 
