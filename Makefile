@@ -17,6 +17,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "installing the locked dependencies into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q cluster kvstore
 	@touch $@
 
 .PHONY: install

@@ -4,8 +4,8 @@ A *ballot* ``(round, node)`` fences old primaries (Liskov and Cowling, Viewstamp
 Revisited, 2012, calls it a view). It is never reused by its node, so two primaries never share one.
 A *position* ``(established, sequence)`` says what a replica holds: the ballot that its content
 belongs to, and the last operation in it. Two replicas with equal positions have equal content;
-everything in `docs/protocol.md` rests on that. A *version* ``(ballot, sequence)`` names the operation
-that wrote a record, so a version is the position at which a record appeared.
+everything in `docs/protocol.md` rests on that. A *version* ``(ballot, sequence)`` names the
+operation that wrote a record, so a version is the position at which a record appeared.
 
 All three are compared lexicographically, which is what tuples do.
 """

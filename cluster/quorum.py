@@ -25,9 +25,14 @@ def is_quorum(who: Container[NodeId], config: SlotConfig) -> bool:
     >>> is_quorum({1, 2}, SlotConfig(((1, 2, 3), (3, 4, 5))))
     False
     """
-    return bool(config.sets) and all(
-        2 * sum(node in who for node in members) > len(members) for members in config.sets
-    )
+    for members in config.sets:  # plain loops: a node asks this some 10,000 times when it starts
+        missing = len(members)
+        for node in members:
+            if node in who:
+                missing -= 1
+        if 2 * missing >= len(members):
+            return False
+    return bool(config.sets)
 
 
 def committed_sequence(durable: Mapping[NodeId, int], config: SlotConfig) -> int:

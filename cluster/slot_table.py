@@ -139,6 +139,12 @@ class SlotTable:
                 on_ack(slot, sender, message, ctx)
                 if slot.number in self.leadership.handing and isinstance(slot.role, Primary):
                     self.leadership.proceed(slot, slot.role)
+            case Promise():
+                on_promise(slot, sender, message, ctx)
+            case Establish():
+                on_establish(slot, sender, message, ctx)
+            case Prepare():
+                on_prepare(slot, sender, message, ctx)
             case Refuse():
                 on_refuse(slot, sender, message, ctx)
             case Gap():
@@ -147,10 +153,6 @@ class SlotTable:
                 on_ask(slot, sender, message, ctx)
             case Willing():
                 on_willing(slot, sender, message, ctx)
-            case Prepare():
-                on_prepare(slot, sender, message, ctx)
-            case Promise():
-                on_promise(slot, sender, message, ctx)
             case Pull():
                 on_pull(slot, sender, message, ctx)
             case Pulled():
@@ -161,8 +163,6 @@ class SlotTable:
                 on_tail(slot, sender, message, ctx)
             case Install():
                 on_install(slot, sender, message, ctx)
-            case Establish():
-                on_establish(slot, sender, message, ctx)
             case HandOver():
                 self.leadership.on_hand_over(slot, message)
             case Drop() | Confirm() | Confirmed():

@@ -112,7 +112,7 @@ def on_promise(slot: Slot, sender: NodeId, promise: Promise, ctx: Context) -> No
     promises = candidate.promises
     if ctx.me not in promises:
         return
-    best = max(promises, key=lambda node: (promises[node].position, node == ctx.me))
+    best = best_of(promises, ctx.me)
     config = promises[best].config
     for node in config.members:  # R9: more promises may be needed
         if node != ctx.me and node not in candidate.asked:
@@ -122,12 +122,20 @@ def on_promise(slot: Slot, sender: NodeId, promise: Promise, ctx: Context) -> No
         return
     if ctx.me not in config.members:
         slot.role = None
-        return
-    if promises[best].position == slot.position:
+    elif promises[best].position == slot.position:
         establish(slot, ctx)
     else:
         candidate.copying = best
         pull(slot, best, promises[best], ctx)
+
+
+def best_of(promises: dict[NodeId, Promise], me: NodeId) -> NodeId:
+    """Who has the highest position; this node itself if nobody has a higher one (R9)."""
+    best, position = me, promises[me].position
+    for node, promise in promises.items():
+        if promise.position > position:
+            best, position = node, promise.position
+    return best
 
 
 def pull(slot: Slot, best: NodeId, promise: Promise, ctx: Context) -> None:

@@ -1,8 +1,9 @@
 """What the product asks of a storage engine: an ordered byte store with three tables.
 
 The interface is narrow on purpose. The engine in use is kept by one person and may have to be
-replaced (`docs/decisions/0003-storage.md`), and the memory engine has to be a faithful twin of it. So there
-are no transactions, snapshots with names, merges or value types here: bytes, batches and order.
+replaced (`docs/decisions/0003-storage.md`), and the memory engine has to be a faithful twin of it.
+So there are no transactions, snapshots with names, merges or value types here: bytes, batches and
+order.
 
 Durability comes in two steps. `Engine.write` makes a batch visible and hands it to the operating
 system, so that it outlives a kill of the process; `Engine.sync` makes everything written before the
