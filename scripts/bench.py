@@ -48,6 +48,10 @@ WARM_UP_SHARE: Final = 0.2
 KEYS_MIN: Final = 1_000
 KEYS_MAX: Final = 1_000_000
 """What six digits name."""
+LEGEND: Final = """
+An operation is one key; P50 and P99 are those of a call. US: processor time of a node or of the
+client for one operation. MIB: resident memory of a node. The client is this process (with asyncio's
+own event loop for the tasks), or wrk on one node for HTTP."""
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -92,12 +96,16 @@ def bench(
     durability: str,
 ) -> None:
     """Measure a cluster of three nodes on this machine."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _leave)
     console = Console(stderr=True)
     chosen = [name for name in PHASES if not names or name in names]
     notes = []
     if shutil.which("wrk") is None and any(name in NEEDS_WRK for name in chosen):
         notes.append(WRK_MISSING)
         chosen = [name for name in chosen if name not in NEEDS_WRK]
+        if not chosen:
+            raise click.ClickException(WRK_MISSING)
     with tempfile.TemporaryDirectory(prefix="ringkv-bench-", dir=parent) as made:
         directory = Path(made)
         machine = examine(directory)
@@ -110,9 +118,7 @@ def bench(
         except (KVError, PhaseFailed) as error:
             raise click.ClickException(str(error)) from error
     click.echo("\n".join([table(rows), *notes]))
-    click.echo(
-        "US: processor time of a node or the client for one operation; MIB: memory of a node"
-    )
+    click.echo(LEGEND)
     if json_file is not None:
         document = {
             "machine": asdict(machine),
@@ -144,8 +150,6 @@ def run(
     first = free_ports(2 * NODES)
     settings = ["--durability", durability, "--log-level", "warning"]
     cluster = LocalCluster(directory, NODES, first, first + NODES, settings)
-    for number in STOP_SIGNALS:
-        signal.signal(number, _leave)
     try:
         with console.status("starting nodes") as status:
             cluster.start()

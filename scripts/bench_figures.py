@@ -100,8 +100,7 @@ HEADINGS: Final = ["PHASE", "OPERATIONS", "PER SECOND", "P50 MS", "P99 MS"]
 
 def table(rows: list[Row]) -> str:
     """Aligned columns; the names at the left, all figures at the right."""
-    if not rows:
-        return ""
+    assert rows
     names = [f"N{number}" for number in range(1, len(rows[0].nodes_cpu_us) + 1)]
     heading = [*HEADINGS, *(f"{name} US" for name in names), "CLIENT US"]
     lines = [[*heading, *(f"{name} MIB" for name in names)]]
