@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvstore.client.address import split_address
 from kvstore.client.exchange import Broken, NotSent, Reply, Send, TimedOut
@@ -43,8 +43,9 @@ class _Connection(asyncio.Protocol):
         self.lost = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(
+            "asyncio.Transport", transport
+        )  # uvloop's is no subclass
         peer = transport.get_extra_info("socket")
         if peer is not None:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
