@@ -44,11 +44,11 @@ _UNKNOWN = Failed(
 )
 
 
-def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Waiting | None:
+def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Result | None:
     """Carry out a write, once however often it is sent (R1, R5).
 
     Returns:
-        What must still be confirmed like a read: a failed condition (R3). None for all else.
+        What must be answered like a read: a failed condition (R3). None for all else.
     """
     if len(primary.waiting) >= SLOT_OPERATIONS_IN_FLIGHT_MAX:
         ctx.out.answers.append((call.ticket, _OVERLOADED))
@@ -67,7 +67,7 @@ def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Waiting | N
     changes, result = evaluate(call.operation, version, slot.prefix, ctx)
     if changes is None:
         if not retried:
-            return Waiting(slot.sequence, call.ticket, result, confirmed=False)
+            return result
         changes = []  # R5: written down, so that no other attempt can still succeed
     propose(slot, primary, op_id, changes, result, ctx)
     queue(primary, Waiting(slot.sequence, call.ticket, result, confirmed=True))

@@ -3,8 +3,13 @@
 A read takes the value as it is now, in-flight writes included, and is answered when the newest
 sequence that it included is committed and a quorum has confirmed, after the read arrived, that it
 promised nothing higher. All reads of a tick, over all slots, share one *round*: one `Confirm` to
-each peer. A round serves only reads that arrived before it was sent. A failed condition is such a
-read too (rule 3).
+each peer that is asked. A round serves only reads that arrived before it was sent. A failed
+condition is such a read too (rule 3).
+
+A round asks no more peers than a quorum needs, and the same ones for as many slots as possible:
+that is half of the messages for three replicas. Peers take turns by round; one that is slow to
+answer is passed over until it does. Where a round is not confirmed soon, everyone else is asked.
+`docs/decisions/0006-reads.md` has the figures.
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from cluster.ballot import Ballot, NodeId
 from cluster.evaluate import live_record
 from cluster.messages import Confirm, Confirmed, Refuse
 from cluster.operations import Absent, Found
@@ -23,14 +27,24 @@ from cluster.records import expires_at_ms
 from cluster.slot import Primary, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
+    from cluster.ballot import NodeId
     from cluster.operations import Get, Result
     from cluster.outputs import Ticket
     from cluster.slot import Context, Slot
+    from cluster.slot_config import SlotConfig
+
+    Plan = Callable[[SlotConfig, "Round", Container[NodeId], Context], list[NodeId]]
 
 ROUND_TIMEOUT_MS = 10_000
 """A round without a quorum is forgotten after this; its callers have given up long before."""
+
+ASK_REST_AFTER_MS = 20
+"""A round that is not confirmed by then asks everyone; a hundred times what an answer takes."""
+
+ASK_AGAIN_AFTER_MS = 1_000
+"""... and again after this, because a broken connection may have swallowed the question."""
 
 
 def read_key(slot: Slot, get: Get, ctx: Context) -> Result:
@@ -51,14 +65,28 @@ def read_key(slot: Slot, get: Get, ctx: Context) -> Result:
 class Round:
     """One confirmation for many reads."""
 
-    __slots__ = ("confirmed", "number", "reads", "since_ms")
+    __slots__ = ("asked", "asked_ms", "confirmed", "number", "reads", "since_ms")
 
     def __init__(self, number: int, now_ms: int) -> None:
         self.number = number
-        self.since_ms = now_ms
-        self.reads: dict[Slot, tuple[Primary, list[Waiting]]] = {}
+        self.since_ms = self.asked_ms = now_ms
+        self.reads: dict[Slot, SlotReads] = {}
+        self.asked: set[NodeId] = set()
         self.confirmed: dict[NodeId, frozenset[int]] = {}
         """Node -> slots that it denied."""
+
+
+class SlotReads:
+    """A round's reads of one slot, by the primary that took them."""
+
+    __slots__ = ("answers", "primary", "queued")
+
+    def __init__(self, primary: Primary) -> None:
+        self.primary = primary
+        self.answers: list[tuple[Ticket, Result]] = []
+        """Those that wait for the confirmation alone."""
+        self.queued: list[Waiting] = []
+        """Those that included what is not committed yet."""
 
 
 class Reads:
@@ -68,56 +96,90 @@ class Reads:
         self._slot_at = slot_at
         self._next = Round(1, 0)
         self._sent: dict[int, Round] = {}
+        self._slow: set[NodeId] = set()
 
     def join(self, slot: Slot, primary: Primary, ticket: Ticket, result: Result) -> None:
         """A read of ``slot`` that took ``result``; it is answered after this tick's round (R6)."""
-        self.add(slot, primary, Waiting(slot.sequence, ticket, result, confirmed=False))
-
-    def add(self, slot: Slot, primary: Primary, waiting: Waiting) -> None:
-        """The same for a prepared `Waiting`, such as a failed condition (R3)."""
-        if waiting.needs > primary.committed:
+        if slot.sequence > primary.committed:
+            waiting = Waiting(slot.sequence, ticket, result, confirmed=False)
             queue(primary, waiting)
-        known = self._next.reads.get(slot)
-        if known is None or known[0] is not primary:
-            self._next.reads[slot] = (primary, [waiting])
+            self._reads_of(slot, primary).queued.append(waiting)
         else:
-            known[1].append(waiting)
+            self._reads_of(slot, primary).answers.append((ticket, result))
+
+    def _reads_of(self, slot: Slot, primary: Primary) -> SlotReads:
+        reads = self._next.reads.get(slot)
+        if reads is None:
+            reads = self._next.reads[slot] = SlotReads(primary)
+        assert reads.primary is primary, "nobody is deposed and established within one tick"
+        return reads
 
     def send_round(self, ctx: Context) -> None:
-        """At the end of a tick: ask the peers of every slot that was read (R6)."""
+        """At the end of a tick: ask enough peers of every slot that was read (R6)."""
         round_ = self._next
         if not round_.reads:
             return
         self._next = Round(round_.number + 1, ctx.now_ms)
         round_.since_ms = ctx.now_ms
+        self._sent[round_.number] = round_
+        self._ask(round_, ctx, self._plan)
+        self._on_confirmed(ctx.me, round_, frozenset(), ctx)
+
+    def _ask(self, round_: Round, ctx: Context, plan: Plan) -> None:
+        """Ask the peers of the plan; one `Confirm` to each, for all of its slots."""
         per_peer: dict[NodeId, tuple[array[int], array[int]]] = {}
-        for slot, (primary, _) in round_.reads.items():
-            for peer in primary.peers:
+        plans: dict[int, list[NodeId]] = {}
+        for slot, reads in round_.reads.items():
+            peers = plans.get(id(slot.config))
+            if peers is None:
+                peers = plans[id(slot.config)] = plan(slot.config, round_, per_peer, ctx)
+            for peer in peers:
                 asked = per_peer.get(peer)
                 if asked is None:
                     asked = per_peer[peer] = (array("H"), array("I"))
                 asked[0].append(slot.number)
-                asked[1].append(primary.ballot.round)
+                asked[1].append(reads.primary.ballot.round)
+        round_.asked |= per_peer.keys()
+        round_.asked_ms = ctx.now_ms
         for peer, (slots, rounds) in per_peer.items():
             ctx.out.send[peer].append(Confirm(round_.number, slots.tobytes(), rounds.tobytes()))
-        self._sent[round_.number] = round_
-        self._on_confirmed(ctx.me, round_, frozenset(), ctx)
+
+    def _plan(
+        self, config: SlotConfig, round_: Round, chosen: Container[NodeId], ctx: Context
+    ) -> list[NodeId]:
+        """As many peers as a quorum needs beside this node, those that are asked anyway first."""
+        others = [node for node in config.members if node != ctx.me]
+        if len(config.sets) != 1 or not others:
+            return others
+        turn = round_.number % len(others)
+        others = others[turn:] + others[:turn]
+        others.sort(key=lambda n: (n not in ctx.reachable, n in self._slow, n not in chosen))
+        return others[: len(config.members) // 2]
+
+    @staticmethod
+    def _rest(
+        config: SlotConfig, round_: Round, chosen: Container[NodeId], ctx: Context
+    ) -> list[NodeId]:
+        """Everyone who has not confirmed."""
+        return [node for node in config.members if node not in round_.confirmed]
 
     def on_confirm(self, sender: NodeId, confirm: Confirm, ctx: Context) -> None:
         """A primary asks whether it is still the one."""
         slots, rounds = array("H", confirm.slots), array("I", confirm.rounds)
         denied = array("H")
+        slot_at = self._slot_at
         for number, round_ in zip(slots, rounds, strict=True):
-            slot = self._slot_at(number)
+            slot = slot_at(number)
             if slot is None or not slot.holds_state:
                 denied.append(number)
-            elif slot.promised > Ballot(round_, sender):
+            elif slot.promised > (round_, sender):  # a ballot compares as the tuple that it is
                 denied.append(number)
                 ctx.out.send[sender].append(Refuse(number, slot.promised))
         ctx.out.send[sender].append(Confirmed(confirm.number, denied.tobytes()))
 
     def on_confirmed(self, sender: NodeId, confirmed: Confirmed, ctx: Context) -> None:
         """A peer's answer; the reads that now have a quorum are released."""
+        self._slow.discard(sender)
         round_ = self._sent.get(confirmed.number)
         if round_ is not None:
             self._on_confirmed(sender, round_, frozenset(array("H", confirmed.denied)), ctx)
@@ -127,31 +189,48 @@ class Reads:
     ) -> None:
         round_.confirmed[sender] = denied
         anyone_denied = any(round_.confirmed.values())
-        released: list[Slot] = []
-        for slot, (primary, reads) in round_.reads.items():
-            who: dict[NodeId, frozenset[int]] | set[NodeId] = round_.confirmed
+        enough: dict[int, bool] = {}
+        left: dict[Slot, SlotReads] = {}
+        for slot, reads in round_.reads.items():
+            config = slot.config
+            if slot.role is not reads.primary:
+                self._move(reads, ctx)
+                continue
             if anyone_denied:
                 who = {n for n, no in round_.confirmed.items() if slot.number not in no}
-            if slot.role is not primary:
-                ctx.out.moved += [Moved(w.ticket, started=True) for w in reads if not w.queued]
-            elif is_quorum(who, slot.config):
-                for waiting in reads:
-                    waiting.confirmed = True
-                    if not waiting.queued:
-                        ctx.out.answers.append((waiting.ticket, waiting.result))
+                confirmed = is_quorum(who, config)
+            elif (known := enough.get(id(config))) is not None:
+                confirmed = known
             else:
+                confirmed = enough[id(config)] = is_quorum(round_.confirmed, config)
+            if not confirmed:
+                left[slot] = reads
                 continue
-            released.append(slot)
-        if len(released) == len(round_.reads):
+            ctx.out.answers += reads.answers
+            for waiting in reads.queued:
+                waiting.confirmed = True
+                if not waiting.queued:
+                    ctx.out.answers.append((waiting.ticket, waiting.result))
+        if left:
+            round_.reads = left
+        else:
             del self._sent[round_.number]
-            return
-        for slot in released:
-            del round_.reads[slot]
 
-    def expire(self, ctx: Context) -> None:
-        """Forget rounds that never found a quorum; their callers are told to try elsewhere."""
-        old = [r for r in self._sent.values() if ctx.now_ms - r.since_ms > ROUND_TIMEOUT_MS]
-        for round_ in old:
-            del self._sent[round_.number]
-            for _, reads in round_.reads.values():
-                ctx.out.moved += [Moved(w.ticket, started=True) for w in reads if not w.queued]
+    def _move(self, reads: SlotReads, ctx: Context) -> None:
+        """The primary that took these leads no more; what it had queued moved when it stopped."""
+        ctx.out.moved += [Moved(ticket, started=True) for ticket, _ in reads.answers]
+        ctx.out.moved += [Moved(w.ticket, started=True) for w in reads.queued if not w.queued]
+
+    def tick(self, ctx: Context) -> None:
+        """Ask everyone where a round waits; forget those that never found a quorum."""
+        for round_ in list(self._sent.values()):
+            age_ms = ctx.now_ms - round_.since_ms
+            if age_ms > ROUND_TIMEOUT_MS:
+                del self._sent[round_.number]
+                for reads in round_.reads.values():
+                    self._move(reads, ctx)
+            elif ctx.now_ms - round_.asked_ms >= (
+                ASK_REST_AFTER_MS if round_.asked_ms == round_.since_ms else ASK_AGAIN_AFTER_MS
+            ):
+                self._slow |= round_.asked - round_.confirmed.keys()
+                self._ask(round_, ctx, self._rest)

@@ -202,9 +202,9 @@ class SlotTable:
         elif isinstance(op, Scan):
             self._reads.join(slot, primary, call.ticket, self._page(slot, op))
         else:
-            unconfirmed = write(slot, primary, call, ctx)
-            if unconfirmed is not None:
-                self._reads.add(slot, primary, unconfirmed)
+            refused = write(slot, primary, call, ctx)
+            if refused is not None:
+                self._reads.join(slot, primary, call.ticket, refused)
             if must_renew(primary):
                 self.leadership.renew(slot)
 
@@ -238,7 +238,7 @@ class SlotTable:
     def tick(self) -> None:
         """Timers: call it about ten times a second, and after peers came or went."""
         self.leadership.tick()
-        self._reads.expire(self._ctx)
+        self._reads.tick(self._ctx)
 
     def take(self) -> Outputs:
         """End the tick: everything that is to be done, in the order that `Outputs` states."""
