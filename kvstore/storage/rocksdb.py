@@ -26,6 +26,8 @@ in the cache as well, so that a node's memory does not grow with its number of k
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -240,12 +242,21 @@ class RocksEngine:
     def stats(self) -> EngineStats:
         """What the engine holds."""
         return EngineStats(
-            disk_bytes=self._sum("rocksdb.total-sst-files-size"),
+            disk_bytes=self._files_bytes(),
             records_count=self._number(Table.RECORDS, "rocksdb.estimate-num-keys"),
             memtable_bytes=self._sum("rocksdb.cur-size-all-mem-tables"),
             cache_bytes=self._cache.get_usage(),
             compaction_pending_bytes=self._sum("rocksdb.estimate-pending-compaction-bytes"),
         )
+
+    def _files_bytes(self) -> int:
+        """All files, the write-ahead log among them."""
+        total = 0
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a compaction may remove it meanwhile
+                    total += entry.stat().st_size
+        return total
 
     def close(self) -> None:
         """Sync, and let go of every handle, which is what releases the files."""
