@@ -2,8 +2,8 @@
 
 Every verb that touches a node is one tick of it: what the tick sends waits on its link until
 `Cluster.deliver`, what must wait for the disk waits until `Cluster.sync`. Nothing happens by
-itself, nothing is random, and no time passes but by `Cluster.pass_time`. There is one slot, 0, with
-the members 1, 2 and 3 in ring order, so node 1 leads it where nothing else is said.
+itself, nothing is random, and no time passes but by `Cluster.pass_time`. Where nothing else is said
+there is one slot, 0, with the members 1, 2 and 3 in ring order, so node 1 leads it.
 
 What nodes tell each other of who leads (hints, never rules) arrives at once, unless the link is
 held.
@@ -28,7 +28,7 @@ from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cluster.ballot import NodeId, Position
     from cluster.messages import SlotMessage
@@ -57,6 +57,7 @@ class Asked:
     client: int
     number: int
     seen: bytes
+    slot: int = SLOT
     accepted: bool = True
     """Whether the last node that was asked took it."""
     answers: list[Result] = field(default_factory=list)
@@ -80,9 +81,9 @@ class Node:
 
     def _open(self) -> None:
         self.store = TickStore(self.engine)
-        self.table = SlotTable(self.me, 1, self.store, NoJitter())
+        self.table = SlotTable(self.me, len(self.cluster.owners), self.store, NoJitter())
         self.table.set_time(self.cluster.now_ms, self.cluster.unix_ms)
-        for node in MEMBERS:
+        for node in self.cluster.ids:
             self.table.peer_hoped(node)
 
     @property
@@ -91,8 +92,8 @@ class Node:
         assert slot is not None
         return slot
 
-    def found(self, members: tuple[NodeId, ...]) -> None:
-        self.table.found([members])
+    def found(self) -> None:
+        self.table.found(self.cluster.owners)
         self.end_tick()
         self.engine.sync()
 
@@ -105,6 +106,7 @@ class Node:
             self.unsynced += [(peer, message) for message in messages]
         for asked, result in out.answers:
             asked.answers.append(result)
+            self.cluster.answered.append(asked)
         for moved in out.moved:
             moved.ticket.moved.append(moved.started)
         if out.leads_changed:
@@ -130,40 +132,50 @@ class Node:
         self.table.restore(self.durable_rows())
 
     def durable_rows(self) -> list[tuple[int, SlotRow, int]]:
-        raw = self.engine.get(Table.META, keyspace.meta_slot_key(SLOT))
-        if raw is None:
-            return []
-        row = decode_row(raw)
-        prefix = keyspace.record_prefix(SLOT, row.generation)
-        newest = self.engine.last(Table.LOG, prefix, keyspace.prefix_end(prefix))
-        return [(SLOT, row, keyspace.parse_log_key(newest[0]).sequence if newest else 0)]
+        rows = []
+        for number in range(len(self.cluster.owners)):
+            raw = self.engine.get(Table.META, keyspace.meta_slot_key(number))
+            if raw is not None:
+                row = decode_row(raw)
+                prefix = keyspace.record_prefix(number, row.generation)
+                newest = self.engine.last(Table.LOG, prefix, keyspace.prefix_end(prefix))
+                sequence = keyspace.parse_log_key(newest[0]).sequence if newest else 0
+                rows.append((number, row, sequence))
+        return rows
 
 
 class Cluster:
-    """Three nodes, node 1 serving, everything at rest.
+    """Nodes in touch with each other; the first owner of each slot serves it, all is at rest.
 
     Args:
-        at_rest: Whether to let node 1 take the slot over first.
-        owners: Who is a member by the founding document.
+        owners: Each slot's members by the founding document.
+        ids: All nodes, owners or not.
+        at_rest: Whether to let the owners take their slots over first.
     """
 
-    def __init__(self, *, at_rest: bool = True, owners: tuple[NodeId, ...] = MEMBERS) -> None:
+    def __init__(
+        self,
+        *,
+        owners: Sequence[tuple[NodeId, ...]] = (MEMBERS,),
+        ids: tuple[NodeId, ...] = MEMBERS,
+        at_rest: bool = True,
+    ) -> None:
+        self.owners, self.ids = owners, ids
         self.now_ms, self.unix_ms = 0, 1_000_000
         self.wires: dict[tuple[NodeId, NodeId], list[SlotMessage]] = {}
         self.held: set[tuple[NodeId, NodeId]] = set()
+        self.answered: list[Asked] = []
+        """Everything that was answered, in order."""
         self._numbers = 0
-        self.nodes = {me: Node(self, me) for me in MEMBERS}
-        if not at_rest:
-            for node in self.nodes.values():
-                node.found(owners)
-            return
+        self.nodes = {me: Node(self, me) for me in ids}
         for node in self.nodes.values():
-            for other in MEMBERS:
-                if other != node.me:
+            for other in self._others(node.me):
+                if at_rest:
                     node.table.peer_leads(other, (), complete=True)
-            node.found(owners)
-        self.settle()
-        assert self.serves(owners[0])
+            node.found()
+        if at_rest:
+            self.settle()
+            assert all(self.serves(members[0]) for members in owners)
 
     # -- clients -----------------------------------------------------------------------------
 
@@ -191,22 +203,32 @@ class Cluster:
 
     def ask(self, at: NodeId, operation: Operation, *, seen: bytes = NO_VERSION) -> Asked:
         """A first attempt, under a new operation id."""
+        asked = self.new(operation, seen=seen)
+        self.submit(at, asked)
+        self.nodes[at].end_tick()
+        return asked
+
+    def new(self, operation: Operation, *, slot: int = SLOT, seen: bytes = NO_VERSION) -> Asked:
+        """An operation that nobody was sent yet."""
         self._numbers += 1
-        return self._submit(at, Asked(operation, 7, self._numbers, seen), retry=False)
+        return Asked(operation, 7, self._numbers, seen, slot)
 
     def retry(self, at: NodeId, asked: Asked) -> Asked:
         """The same operation again, with the same id, marked as a retry."""
-        return self._submit(at, asked, retry=True)
-
-    def repeat(self, at: NodeId, asked: Asked) -> Asked:
-        """A first attempt that arrives although a retry of it came before."""
-        return self._submit(at, asked, retry=False)
-
-    def _submit(self, at: NodeId, asked: Asked, *, retry: bool) -> Asked:
-        call = Call(asked.operation, asked.client, asked.number, asked.seen, retry, asked)
-        asked.accepted = self.nodes[at].table.submit(SLOT, call)
+        self.submit(at, asked, retry=True)
         self.nodes[at].end_tick()
         return asked
+
+    def first(self, at: NodeId, asked: Asked) -> Asked:
+        """The first attempt arrives, be it after a retry of it."""
+        self.submit(at, asked)
+        self.nodes[at].end_tick()
+        return asked
+
+    def submit(self, at: NodeId, asked: Asked, *, retry: bool = False) -> None:
+        """Without the end of the tick, so that several operations share one."""
+        call = Call(asked.operation, asked.client, asked.number, asked.seen, retry, asked)
+        asked.accepted = self.nodes[at].table.submit(asked.slot, call)
 
     # -- network -----------------------------------------------------------------------------
 
@@ -292,22 +314,37 @@ class Cluster:
                 self.nodes[a].table.peer_leads(b, self._led(self.nodes[b]), complete=True)
                 self.nodes[a].end_tick()
 
-    def pass_time(self, ms: int, *, nodes: Iterable[NodeId] = MEMBERS) -> None:
+    def depose(self, me: NodeId) -> None:
+        """Cut a node off and let those behind it take over what it leads; it knows of nothing."""
+        self.isolate(me)
+        self.pass_time(0, nodes=self._others(me))
+        self.settle()
+        assert any(self.serves(other) for other in self._others(me))
+
+    def pass_time(self, ms: int, *, nodes: Iterable[NodeId] | None = None) -> None:
         """Time goes by for all; the timers run on these nodes."""
         self.now_ms += ms
         self.unix_ms += ms
         for node in self.nodes.values():
             node.table.set_time(self.now_ms, self.unix_ms)
-        for me in nodes:
+        for me in self.ids if nodes is None else nodes:
             self.nodes[me].table.tick()
             self.nodes[me].end_tick()
+
+    def calm_down(self) -> None:
+        """Four quiet seconds: takeovers end, members catch up, slots return to their first."""
+        for _ in range(40):
+            self.pass_time(100)
+            self.settle()
 
     def tell_leads(self, node: Node) -> None:
         led = self._led(node)
         for other in self._others(node.me):
             if (node.me, other) not in self.held:
                 self.nodes[other].table.peer_leads(node.me, led)
-                self.nodes[other].table.peer_leads_no_more(node.me, {SLOT} - led)
+                self.nodes[other].table.peer_leads_no_more(
+                    node.me, set(range(len(self.owners))) - led
+                )
 
     def _others(self, me: NodeId) -> list[NodeId]:
         return [other for other in self.nodes if other != me]
