@@ -123,10 +123,10 @@ class Tail(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
 class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What takes a replica from a common point to the source's state (R11), all of one moment.
 
-    With ``common`` None it is a whole copy. ``entries`` are ``(sequence, encoded entry)``.
+    ``entries`` are ``(sequence, encoded entry)``, those above ``common``.
     """
 
-    common: int | None
+    common: int
     position: Position
     config: SlotConfig
     runs: tuple[Run, ...]
@@ -148,8 +148,40 @@ class Install(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
 
     slot: int
     ballot: Ballot
-    base: Position | None
+    base: Position
     content: Content
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Beside its records: what a whole copy begins with (R11)."""
+
+    position: Position
+    config: SlotConfig
+    runs: tuple[Run, ...]
+    entries: list[tuple[int, bytes]]
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=19, gc=False):
+    """A page of a whole copy: the records behind ``after``, as of sequence ``at`` (R11).
+
+    The first one has the ``head``. Sent by the primary or candidate of ``ballot``, or to it.
+    """
+
+    slot: int
+    ballot: Ballot
+    head: Head | None
+    at: int
+    after: bytes
+    changes: list[Change]
+    more: bool
+
+
+class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
+    """The next page of a whole copy, please: the records behind ``after`` (R11)."""
+
+    slot: int
+    ballot: Ballot
+    after: bytes
 
 
 class Establish(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
@@ -208,6 +240,8 @@ SlotMessage = (
     | Tail
     | Pulled
     | Install
+    | Chunk
+    | Fetch
     | Establish
     | Confirm
     | Confirmed

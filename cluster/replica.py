@@ -17,7 +17,7 @@ from cluster.slot import Primary
 if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.messages import Change
-    from cluster.slot import Context, Slot
+    from cluster.slot import Context, Copy, Slot
     from cluster.slot_config import SlotConfig
 
 
@@ -54,11 +54,22 @@ def on_accept(slot: Slot, sender: NodeId, accept: Accept, ctx: Context) -> None:
             send_gap(slot, sender, accept, ctx)
             return
         ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
-    elif not slot.holds_state:
-        return
     elif slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
-    else:
+    elif slot.copy is not None and slot.copy.ballot == ballot:
+        follow(slot, slot.copy, sender, accept, ctx)
+    elif slot.holds_state:
+        send_gap(slot, sender, accept, ctx)
+
+
+def follow(slot: Slot, copy: Copy, sender: NodeId, accept: Accept, ctx: Context) -> None:
+    """Keep a copy that is under way where its primary is; it counts for nothing yet (R11)."""
+    content = copy.content
+    if accept.sequence == content.sequence + 1:
+        apply(content, accept.sequence, accept.entry, accept.changes, None, ctx)
+        content.config = accept.config or content.config
+    elif accept.sequence > content.sequence:
+        slot.copy = None
         send_gap(slot, sender, accept, ctx)
 
 
@@ -93,6 +104,7 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
         return
     if slot.holds_state and slot.established != ballot and slot.position == establish.base:
         step_down(slot, ctx)
+        slot.copy = None
         slot.promised = slot.established = ballot
         slot.runs = add_run(slot.runs, ballot, slot.sequence)
         slot.save(ctx)

@@ -11,6 +11,7 @@ has no role (rule 12). The rules themselves are functions over a slot, one file 
 `cluster.primary`   writes (1, 3, 4, 5, 7, 8)
 `cluster.reads`     confirmation of reads (6)
 `cluster.transfer`  one replica to another's state (11)
+`cluster.copying`   the same, page by page
 =================  =====================================
 """
 
@@ -162,11 +163,29 @@ class Primary:
         """Node -> (position it was last sent content for, when)."""
 
 
+class Copy:
+    """A whole copy that this replica is being brought (rule 11).
+
+    ``content`` is a slot of its own beside the one that it will replace: it has a prefix, a
+    sequence, a config, and no role.
+    """
+
+    __slots__ = ("after", "ballot", "content", "source")
+
+    def __init__(self, ballot: Ballot, source: NodeId, content: Slot) -> None:
+        self.ballot = ballot
+        self.source = source
+        self.content = content
+        self.after = b""
+        """The last key that was taken; empty before the first."""
+
+
 class Slot:
     """One slot on this node. All handlers keep `check` true."""
 
     __slots__ = (
         "config",
+        "copy",
         "established",
         "generation",
         "holds_state",
@@ -192,6 +211,7 @@ class Slot:
         self.runs: tuple[Run, ...] = ()
         self.left_at = NO_POSITION
         self.role: Candidate | Primary | None = None
+        self.copy: Copy | None = None
         self.round_seen = 0
         """Highest round that a refusal named; the next ballot is picked above it (R9)."""
 
@@ -231,6 +251,7 @@ class Slot:
         self.promised, self.established = row.promised, row.established
         self.config, self.runs, self.left_at = row.config, row.runs, row.left_at
         self.prefix, self.sequence, self.role = prefix, sequence, None
+        self.copy = None
 
     def save(self, ctx: Context) -> None:
         """Put the slot's row into the tick's batch."""
@@ -241,6 +262,7 @@ class Slot:
         assert self.established <= self.promised
         assert self.sequence >= 0
         assert self.holds_state or (self.role is None and not self.config.sets)
+        assert self.copy is None or self.copy.content.generation == self.generation + 1
         role = self.role
         if isinstance(role, Primary):
             assert self.established == self.promised == role.ballot

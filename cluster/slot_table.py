@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from cluster.ballot import Position
+from cluster.copying import on_chunk
 from cluster.evaluate import live_record
 from cluster.leadership import Chance, Leadership
 from cluster.limits import SCAN_PAGE_BYTES_MAX
@@ -17,10 +18,12 @@ from cluster.messages import (
     Accept,
     Ack,
     Ask,
+    Chunk,
     Confirm,
     Confirmed,
     Drop,
     Establish,
+    Fetch,
     Gap,
     HandOver,
     Install,
@@ -43,7 +46,7 @@ from cluster.replica import on_accept, on_establish, on_prepare
 from cluster.slot import Call, Context, Primary, Slot, SlotRow
 from cluster.slot_config import SlotConfig
 from cluster.takeover import on_ask, on_promise, on_pull, on_pulled, on_refuse, on_willing
-from cluster.transfer import on_gap, on_install, on_tail, on_tail_query
+from cluster.transfer import on_fetch, on_gap, on_install, on_tail, on_tail_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -163,6 +166,10 @@ class SlotTable:
                 on_tail(slot, sender, message, ctx)
             case Install():
                 on_install(slot, sender, message, ctx)
+            case Chunk():
+                on_chunk(slot, sender, message, ctx)
+            case Fetch():
+                on_fetch(slot, sender, message, ctx)
             case HandOver():
                 self.leadership.on_hand_over(slot, message)
             case Drop() | Confirm() | Confirmed():
@@ -172,7 +179,7 @@ class SlotTable:
 
     def _stateless(self, message: SlotMessage) -> Slot | None:
         """A slot object for a node that holds nothing of it yet and is being brought it (R13)."""
-        if not isinstance(message, Install | Establish):
+        if not isinstance(message, Chunk | Establish):
             return None
         slot = Slot(message.slot, self._ctx.store.prefix(message.slot, 0))
         self.slots[slot.number] = slot

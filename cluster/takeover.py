@@ -30,7 +30,7 @@ from cluster.messages import (
 from cluster.quorum import is_quorum
 from cluster.replica import step_down
 from cluster.slot import Candidate, Primary
-from cluster.transfer import content_for, install, touched_keys
+from cluster.transfer import content_for, install, send_first_chunk, touched_keys
 
 if TYPE_CHECKING:
     from cluster.slot import Context, Slot
@@ -149,6 +149,9 @@ def on_pull(slot: Slot, sender: NodeId, message: Pull, ctx: Context) -> None:
     """Give a candidate this replica's state, while the promise to it stands (R11)."""
     if slot.holds_state and slot.promised == message.ballot:
         content = content_for(slot, message.common, message.keys, ctx)
+        if content is None:
+            send_first_chunk(slot, message.ballot, sender, ctx)
+            return
         ctx.out.send[sender].append(Pulled(slot.number, message.ballot, message.position, content))
 
 

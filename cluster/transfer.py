@@ -2,9 +2,10 @@
 
 The two key logs are compared by their runs (`cluster.key_log`). From the newest entry that both
 hold, the source sends its records (or their absence) for every key that *either* side touched
-since, all of one moment, with its own log entries. Beyond the key log's reach it sends a whole
-copy, which goes into a new generation of the slot. Either way the receiver's change is one batch of
-the tick: a crash leaves the old state or the new one, and the position names which.
+since, all of one moment, with its own log entries. The receiver's change is one batch
+of the tick: a crash leaves the old state or the new one, and the position names which. Beyond the
+key log's reach, or where the difference is too much for one message, it gives a whole copy, page by
+page (`cluster.copying`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ from typing import TYPE_CHECKING
 
 from cluster.ballot import Ballot, NodeId, Position
 from cluster.key_log import common_sequence, decode_entry, log_begin
-from cluster.messages import Ack, Content, Establish, Gap, Install, Refuse, Tail, TailQuery
+from cluster.messages import (
+    Ack,
+    Chunk,
+    Content,
+    Establish,
+    Fetch,
+    Gap,
+    Head,
+    Install,
+    Refuse,
+    Tail,
+    TailQuery,
+)
 from cluster.replica import send_gap, step_down
 from cluster.slot import Primary
 
@@ -24,7 +37,14 @@ if TYPE_CHECKING:
 BRING_AGAIN_MS = 1_000
 """A peer that stands where it stood is sent content again only after this: messages may be lost."""
 
-_EVERYTHING = 2**31
+DIFFERENCE_BYTES_MAX = 4 * 1_048_576
+"""A difference over this is brought as a whole copy: a message must fit into a frame."""
+
+CHUNK_BYTES = 1_048_576
+"""A page of a whole copy is full above this; one step of `page` may take it over by as much as
+`CHUNK_ROWS_MIN` values of the greatest size."""
+
+CHUNK_ROWS_MIN = 4
 
 
 def touched_keys(slot: Slot, above: int, ctx: Context) -> list[bytes]:
@@ -33,18 +53,65 @@ def touched_keys(slot: Slot, above: int, ctx: Context) -> list[bytes]:
     return list(dict.fromkeys(key for _, raw in entries for key in decode_entry(raw).keys))
 
 
-def content_for(slot: Slot, common: int | None, their_keys: list[bytes], ctx: Context) -> Content:
-    """The content since ``common``, for somebody who touched ``their_keys`` since (R11)."""
-    changes: list[Change]
+def content_for(
+    slot: Slot, common: int | None, their_keys: list[bytes], ctx: Context
+) -> Content | None:
+    """The content since ``common``, for somebody who touched ``their_keys`` since (R11).
+
+    None where only a whole copy will do: there is no common point, or too much has changed.
+    """
     if common is None:
-        changes = list(ctx.store.scan(slot.prefix, b"", _EVERYTHING))
-        entries = ctx.store.log_entries(slot.prefix, 0)
-    else:
-        entries = ctx.store.log_entries(slot.prefix, common)
-        mine = (key for _, raw in entries for key in decode_entry(raw).keys)
-        keys = dict.fromkeys((*mine, *their_keys))
-        changes = [(key, ctx.store.read(slot.prefix + key)) for key in keys]
+        return None
+    entries = ctx.store.log_entries(slot.prefix, common)
+    mine = (key for _, raw in entries for key in decode_entry(raw).keys)
+    changes: list[Change] = []
+    size = sum(len(raw) for _, raw in entries)
+    for key in dict.fromkeys((*mine, *their_keys)):
+        record = ctx.store.read(slot.prefix + key)
+        changes.append((key, record))
+        size += len(key) + len(record or b"")
+        if size > DIFFERENCE_BYTES_MAX:
+            return None
     return Content(common, slot.position, slot.config, slot.runs, entries, changes)
+
+
+def send_first_chunk(slot: Slot, ballot: Ballot, peer: NodeId, ctx: Context) -> None:
+    """Begin a whole copy (R11)."""
+    changes, more = page(slot, b"", ctx)
+    entries = ctx.store.log_entries(slot.prefix, 0)
+    head = Head(slot.position, slot.config, slot.runs, entries)
+    chunk = Chunk(slot.number, ballot, head, slot.sequence, b"", changes, more)
+    ctx.out.send[peer].append(chunk)
+
+
+def on_fetch(slot: Slot, sender: NodeId, fetch: Fetch, ctx: Context) -> None:
+    """The next page, from the primary, or from best while its promise stands (R9, R11)."""
+    primary = slot.role
+    if isinstance(primary, Primary) and primary.ballot == fetch.ballot:
+        stood = primary.bringing.get(sender, (None, 0))[0]
+        primary.bringing[sender] = (stood, ctx.now_ms)
+    elif not slot.holds_state or slot.promised != fetch.ballot or fetch.ballot.node != sender:
+        return
+    changes, more = page(slot, fetch.after, ctx)
+    ctx.out.send[sender].append(
+        Chunk(slot.number, fetch.ballot, None, slot.sequence, fetch.after, changes, more)
+    )
+
+
+def page(slot: Slot, after: bytes, ctx: Context) -> tuple[list[Change], bool]:
+    """The records behind a key, up to a size, and whether there are more."""
+    changes: list[Change] = []
+    size, rows_max = 0, CHUNK_ROWS_MIN
+    begin = after + b"\0" if after else b""
+    while size < CHUNK_BYTES:
+        rows = ctx.store.scan(slot.prefix, begin, rows_max)
+        changes += rows
+        if len(rows) < rows_max:
+            return changes, False
+        size += sum(len(key) + len(record) for key, record in rows)
+        begin = rows[-1][0] + b"\0"
+        rows_max = max(CHUNK_ROWS_MIN, min(2 * rows_max, CHUNK_BYTES * len(changes) // (size + 1)))
+    return changes, True
 
 
 def install(
@@ -54,20 +121,14 @@ def install(
     store = ctx.store
     sequence = content.position.sequence
     begin = log_begin(sequence)
-    if content.common is None:
-        if slot.holds_state:
-            store.drop(slot.prefix)
-        slot.generation += 1
-        slot.prefix = store.prefix(slot.number, slot.generation)
-    else:
-        store.drop_log(slot.prefix, content.common + 1, slot.sequence + 1)  # replaced, not merged
-        store.drop_log(slot.prefix, slot.log_begin, begin)
+    store.drop_log(slot.prefix, content.common + 1, slot.sequence + 1)  # replaced, not merged
+    store.drop_log(slot.prefix, slot.log_begin, begin)
     for key, record in content.changes:
         store.write(slot.prefix + key, record)
     for at, entry in content.entries:
         if at >= begin:
             store.log(slot.prefix, at, entry)
-    slot.holds_state = True
+    slot.copy = None
     slot.sequence = sequence
     slot.config = content.config
     slot.runs = content.runs
@@ -87,7 +148,7 @@ def on_gap(slot: Slot, sender: NodeId, gap: Gap, ctx: Context) -> None:
         return
     primary.bringing[sender] = (gap.position, ctx.now_ms)
     if gap.position is None:
-        send_install(slot, primary, sender, None, None, [], ctx)
+        send_first_chunk(slot, primary.ballot, sender, ctx)
         return
     common = common_sequence(slot.runs, slot.sequence, gap.runs, gap.position.sequence)
     if common is not None and gap.position.sequence > common:  # it strayed: which keys?
@@ -117,14 +178,17 @@ def send_install(
     slot: Slot,
     primary: Primary,
     peer: NodeId,
-    base: Position | None,
+    base: Position,
     common: int | None,
     keys: list[bytes],
     ctx: Context,
 ) -> None:
     """Send this primary's content, valid for a peer that stands at ``base``."""
     content = content_for(slot, common, keys, ctx)
-    ctx.out.send[peer].append(Install(slot.number, primary.ballot, base, content))
+    if content is None:
+        send_first_chunk(slot, primary.ballot, peer, ctx)
+    else:
+        ctx.out.send[peer].append(Install(slot.number, primary.ballot, base, content))
 
 
 def on_install(slot: Slot, sender: NodeId, message: Install, ctx: Context) -> None:
@@ -133,14 +197,13 @@ def on_install(slot: Slot, sender: NodeId, message: Install, ctx: Context) -> No
     if slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         return
-    if (slot.position if slot.holds_state else None) != message.base:
+    if not slot.holds_state or slot.position != message.base:
         again = Establish(slot.number, ballot, content.position, content.position.sequence)
         if not (slot.holds_state and slot.established == ballot):
             send_gap(slot, sender, again, ctx)
         return
-    target = Position(ballot, content.position.sequence)
-    if target <= (slot.position if slot.holds_state else slot.left_at):
-        return  # R11: never backwards; R15: only above the stub
+    if Position(ballot, content.position.sequence) <= slot.position:
+        return  # R11: never backwards
     step_down(slot, ctx)
     install(slot, content, ballot, ballot, ctx)
     ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
