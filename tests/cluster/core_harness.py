@@ -19,7 +19,7 @@ import msgspec
 
 from cluster.key_log import LogEntry, decode_entry
 from cluster.operations import Delete, Get, Incr, Put
-from cluster.records import decode_record
+from cluster.records import decode_record, pack_version
 from cluster.slot import Call, Primary, Slot, SlotRow, decode_row
 from cluster.slot_table import SlotTable
 from kvstore.storage import keyspace
@@ -99,7 +99,9 @@ class Node:
 
     def end_tick(self) -> None:
         out = self.table.take()
-        self.engine.write(self.store.take())
+        batch = self.store.take()
+        if len(batch):
+            self.engine.write(batch)
         for peer, messages in out.send.items():
             self.cluster.wire(self.me, peer).extend(messages)
         for peer, messages in out.after_fsync.items():
@@ -187,12 +189,12 @@ class Cluster:
         *,
         expect: bytes | None = None,
         ttl_ms: int = 0,
-        seen: bytes = NO_VERSION,
+        seen: bytes | None = None,
     ) -> Asked:
         raw = msgspec.Raw(msgpack.packb(value))
         return self.ask(at, Put(key, raw, "", ttl_ms, expect), seen=seen)
 
-    def incr(self, at: NodeId, key: bytes, *, by: int = 1, seen: bytes = NO_VERSION) -> Asked:
+    def incr(self, at: NodeId, key: bytes, *, by: int = 1, seen: bytes | None = None) -> Asked:
         return self.ask(at, Incr(key, by), seen=seen)
 
     def delete(self, at: NodeId, key: bytes) -> Asked:
@@ -201,9 +203,9 @@ class Cluster:
     def get(self, at: NodeId, key: bytes) -> Asked:
         return self.ask(at, Get(key))
 
-    def ask(self, at: NodeId, operation: Operation, *, seen: bytes = NO_VERSION) -> Asked:
-        """A first attempt, under a new operation id."""
-        asked = self.new(operation, seen=seen)
+    def ask(self, at: NodeId, operation: Operation, *, seen: bytes | None = None) -> Asked:
+        """A first attempt, under a new id; ``seen`` is the newest if nothing else is said."""
+        asked = self.new(operation, seen=self.version(at) if seen is None else seen)
         self.submit(at, asked)
         self.nodes[at].end_tick()
         return asked
@@ -369,6 +371,13 @@ class Cluster:
     def serves(self, at: NodeId) -> bool:
         role = self.slot(at).role
         return isinstance(role, Primary) and role.serving
+
+    def version(self, at: NodeId) -> bytes:
+        """The newest committed version by this node's word: what its answers carry."""
+        role = self.slot(at).role
+        if not isinstance(role, Primary) or not role.serving:
+            return NO_VERSION
+        return pack_version(role.ballot, role.committed)
 
     def value(self, at: NodeId, key: bytes) -> object:
         """What the node's store holds now, whoever may see it; None for nothing."""
