@@ -139,6 +139,16 @@ def live_record(record_key: bytes, ctx: Context) -> bytes | None:
     return None
 
 
+def expired_keys(op: Write, prefix: bytes, ctx: Context) -> list[bytes]:
+    """Those of an operation's keys whose record is there, and over by this primary's clock (R7)."""
+    keys = [write.key for write in op.writes] if isinstance(op, Atomic) else [op.key]
+    return [
+        key
+        for key in keys
+        if ctx.store.read(prefix + key) is not None and live_record(prefix + key, ctx) is None
+    ]
+
+
 def meets(expect: bytes, old: bytes | None) -> bool:
     """Whether the record that stands meets a condition (see `cluster.operations`)."""
     if expect == ABSENT:

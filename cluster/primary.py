@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.evaluate import evaluate
+from cluster.evaluate import evaluate, expired_keys
 from cluster.key_log import LogEntry, decode_entry, encode_entry
 from cluster.limits import RETRIED_OPERATIONS_MAX, SLOT_OPERATIONS_IN_FLIGHT_MAX
 from cluster.messages import Accept, Ack
@@ -66,9 +66,12 @@ def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Result | No
     assert not isinstance(call.operation, Get | Scan)
     changes, result = evaluate(call.operation, version, slot.prefix, ctx)
     if changes is None:
+        changes = [(key, None) for key in expired_keys(call.operation, slot.prefix, ctx)]  # R7
         if not retried:
+            if changes:
+                propose(slot, primary, (0, 0), changes, None, ctx)
             return result
-        changes = []  # R5: written down, so that no other attempt can still succeed
+        # R5: written down, even without a change, so that no other attempt can still succeed
     propose(slot, primary, op_id, changes, result, ctx)
     queue(primary, Waiting(slot.sequence, call.ticket, result, confirmed=True))
     return None

@@ -71,7 +71,8 @@ class Round:
         self.number = number
         self.since_ms = self.asked_ms = now_ms
         self.reads: dict[Slot, SlotReads] = {}
-        self.asked: set[NodeId] = set()
+        self.asked: dict[NodeId, frozenset[int]] = {}
+        """Node -> slots that it was asked about."""
         self.confirmed: dict[NodeId, frozenset[int]] = {}
         """Node -> slots that it denied."""
 
@@ -90,11 +91,16 @@ class SlotReads:
 
 
 class Reads:
-    """All reads of this node's primaries that wait for a confirmation."""
+    """All reads of this node's primaries that wait for a confirmation.
 
-    def __init__(self, slot_at: Callable[[int], Slot | None]) -> None:
+    Args:
+        slot_at: The slot of a number, None where nothing is held.
+        first_round: Far from the numbers of before a restart, so that no answer is mistaken.
+    """
+
+    def __init__(self, slot_at: Callable[[int], Slot | None], first_round: int) -> None:
         self._slot_at = slot_at
-        self._next = Round(1, 0)
+        self._next = Round(first_round, 0)
         self._sent: dict[int, Round] = {}
         self._slow: set[NodeId] = set()
 
@@ -123,6 +129,7 @@ class Reads:
         round_.since_ms = ctx.now_ms
         self._sent[round_.number] = round_
         self._ask(round_, ctx, self._plan)
+        round_.asked[ctx.me] = frozenset(slot.number for slot in round_.reads)
         self._on_confirmed(ctx.me, round_, frozenset(), ctx)
 
     def _ask(self, round_: Round, ctx: Context, plan: Plan) -> None:
@@ -139,9 +146,9 @@ class Reads:
                     asked = per_peer[peer] = (array("H"), array("I"))
                 asked[0].append(slot.number)
                 asked[1].append(reads.primary.ballot.round)
-        round_.asked |= per_peer.keys()
         round_.asked_ms = ctx.now_ms
         for peer, (slots, rounds) in per_peer.items():
+            round_.asked[peer] = round_.asked.get(peer, frozenset()).union(slots)
             ctx.out.send[peer].append(Confirm(round_.number, slots.tobytes(), rounds.tobytes()))
 
     def _plan(
@@ -181,14 +188,17 @@ class Reads:
         """A peer's answer; the reads that now have a quorum are released."""
         self._slow.discard(sender)
         round_ = self._sent.get(confirmed.number)
-        if round_ is not None:
+        if round_ is not None and sender in round_.asked:
             self._on_confirmed(sender, round_, frozenset(array("H", confirmed.denied)), ctx)
 
     def _on_confirmed(
         self, sender: NodeId, round_: Round, denied: frozenset[int], ctx: Context
     ) -> None:
         round_.confirmed[sender] = denied
-        anyone_denied = any(round_.confirmed.values())
+        alike = not any(
+            no or len(round_.asked[node]) < len(round_.reads)
+            for node, no in round_.confirmed.items()
+        )
         enough: dict[int, bool] = {}
         left: dict[Slot, SlotReads] = {}
         for slot, reads in round_.reads.items():
@@ -196,8 +206,13 @@ class Reads:
             if slot.role is not reads.primary:
                 self._move(reads, ctx)
                 continue
-            if anyone_denied:
-                who = {n for n, no in round_.confirmed.items() if slot.number not in no}
+            if not alike:  # a peer speaks for the slots that it was asked about, and no others
+                number, asked = slot.number, round_.asked
+                who = {
+                    node
+                    for node, no in round_.confirmed.items()
+                    if number in asked[node] and number not in no
+                }
                 confirmed = is_quorum(who, config)
             elif (known := enough.get(id(config))) is not None:
                 confirmed = known

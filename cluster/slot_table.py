@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.store import Store
 
+FIRST_ROUND_MAX = 1 << 48
+"""Rounds of reads are numbered from a random number below this."""
+
 HELD_CALLS_MAX = 1_024
 """Requests held per slot while it changes its primary; more must wait outside."""
 
@@ -73,7 +76,7 @@ class SlotTable:
         self.slots: list[Slot | None] = [None] * slot_count
         self._ctx = Context(me, store, Outputs())
         self._ctx.reachable.add(me)
-        self._reads = Reads(self.slots.__getitem__)
+        self._reads = Reads(self.slots.__getitem__, rng.randrange(FIRST_ROUND_MAX))
         self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
 
     # -- beginning ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ held.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 import msgpack
@@ -42,11 +43,15 @@ NO_VERSION = bytes(20)
 Kind = TypeVar("Kind")
 
 
+_restarts = count(1)
+
+
 class NoJitter:
     """The chance that is none."""
 
     def randrange(self, start: int, /) -> int:
-        return 0
+        """No jitter; a number that must not be that of before a restart is another one."""
+        return next(_restarts) << 32 if start > 1 << 32 else 0
 
 
 @dataclass(eq=False)

@@ -193,7 +193,7 @@ def transfer_one_side(patch: pytest.MonkeyPatch) -> None:
     """R11: what the straying side touched is left as it is."""
     good = transfer.content_for
 
-    def bad(slot: Slot, common: int | None, keys: list[bytes], ctx: Context) -> Content:
+    def bad(slot: Slot, common: int | None, keys: list[bytes], ctx: Context) -> Content | None:
         return good(slot, common, [], ctx)
 
     patch.setattr("cluster.transfer.content_for", bad)
