@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kvstore.client.address import split_address
@@ -130,13 +130,19 @@ class StreamTransport:
     Args:
         connect_timeout: Seconds for one connection with its handshake.
         in_flight_max: Exchanges under way at a time; others wait for their turn.
+        now: The clock that deadlines are on, in seconds; monotonic.
     """
 
     token_aware: bool = True
 
     def __init__(
-        self, *, connect_timeout: float, in_flight_max: int = FRAMES_IN_FLIGHT_MAX
+        self,
+        *,
+        connect_timeout: float,
+        in_flight_max: int = FRAMES_IN_FLIGHT_MAX,
+        now: Callable[[], float] = monotonic,
     ) -> None:
+        self._now = now
         self._connect_timeout = connect_timeout
         self._turns = asyncio.Semaphore(in_flight_max)
         self._connections: dict[str, _Connection] = {}
@@ -178,7 +184,7 @@ class StreamTransport:
             if isinstance(dialled, NotSent):
                 return dialled
             connection = dialled
-        left = deadline - time.monotonic()
+        left = deadline - self._now()
         if not await connection.writable(left):
             return NotSent(f"{address} takes no more requests")
         reply = connection.send(frame.id, encode_frame(frame))
@@ -199,7 +205,7 @@ class StreamTransport:
             task = asyncio.create_task(self._connect(address))
             self._dialling[address] = task
             task.add_done_callback(lambda _: self._dialling.pop(address, None))
-        left = max(0.0, deadline - time.monotonic())
+        left = max(0.0, deadline - self._now())
         done, _ = await asyncio.wait((task,), timeout=left)
         if not done:
             return NotSent(f"{address}: connecting takes too long")

@@ -10,7 +10,6 @@ never in it.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,6 +22,7 @@ from kvstore.wire.protocol import MAGIC, Founding, Hello, Refused, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from random import Random
 
 log = get_logger(__name__)
 
@@ -81,6 +81,7 @@ class Founder:
         *,
         slot_count: int,
         replicas: int,
+        rng: Random,
     ) -> None:
         if founders and me.address not in founders:
             raise SetupError(
@@ -94,6 +95,7 @@ class Founder:
         self._hello = hello
         self._slot_count = slot_count
         self._replicas = replicas
+        self._rng = rng
 
     async def found(self, adopted: asyncio.Future[Topology]) -> Topology:
         """The founding document: made here, found at another founder, or handed in by one.
@@ -143,7 +145,7 @@ class Founder:
     def _make(self, nodes: list[Node]) -> Topology:
         replicas = min(self._replicas, len(nodes)) if self._others else 1
         topology = found_topology(
-            secrets.token_hex(8),
+            f"{self._rng.getrandbits(64):016x}",
             self._cluster_name,
             nodes,
             slot_count=self._slot_count,

@@ -15,7 +15,6 @@ everything that had arrived.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
     from cluster.slot_table import SlotTable
+    from kvstore.node.clock import Clock
     from kvstore.node.peers import Peers
     from kvstore.node.router import Router
     from kvstore.storage.engine import Batch
@@ -47,14 +47,14 @@ class CoreLoop:
         store: TickStore,
         commit: Commit,
         on_leads_changed: Callable[[set[int]], None],
-        now_ms: Callable[[], int],
+        clock: Clock,
     ) -> None:
         self._me = me
         self._table = table
         self._store = store
         self._commit = commit
         self._on_leads_changed = on_leads_changed
-        self._now_ms = now_ms
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._awake = False
         self._closed = False
@@ -66,7 +66,7 @@ class CoreLoop:
         """Something was fed: end the tick in this turn of the loop."""
         if not self._awake:
             self._awake = True
-            self._table.set_time(self._now_ms(), time.time_ns() // 1_000_000)
+            self._table.set_time(self._clock.now_ms(), self._clock.unix_ms())
             self._loop.call_soon(self._end_tick)
 
     def receive(self, sender: NodeId, messages: list[SlotMessage]) -> None:

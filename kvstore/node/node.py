@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from typing import TYPE_CHECKING
 
 from cluster.members import MemberState
@@ -25,6 +24,7 @@ from cluster.topology import Node as Member
 from cluster.topology import Topology, decode_topology, with_addresses
 from kvstore.errors import SetupError
 from kvstore.log import get_logger
+from kvstore.node.clock import SystemClock
 from kvstore.node.directory import Directory, pack_leads
 from kvstore.node.founding import Founder, make_founding
 from kvstore.node.gossip import GossipDriver
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
     from cluster.swim_messages import GossipMessage
+    from kvstore.node.clock import Clock
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.engine import Engine
     from kvstore.storage.group_commit import Commit
@@ -57,11 +58,6 @@ EXPECT_PEERS_S = 3.0
 """After its own start a node lets the others have so long to start too, before it stands in."""
 
 
-def now_ms() -> int:
-    """Monotonic milliseconds."""
-    return time.monotonic_ns() // 1_000_000
-
-
 class Node:
     """One member of a cluster, or an embedded store (a cluster of one without ports).
 
@@ -72,6 +68,8 @@ class Node:
         commit: Makes its batches durable.
         on_refused: Told each refusal of a door, by its kind.
         founders: Addresses that found the cluster together; empty for a cluster of one.
+        clock: The machine's if None.
+        rng: For jitter and the cluster's id; seeded by the system if None.
     """
 
     def __init__(
@@ -85,11 +83,14 @@ class Node:
         founders: tuple[str, ...] = (),
         slot_count: int,
         replicas: int,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self.id = me.id
         self.name = me.name
         self.topology: Topology | None = None
-        self.started_ms = now_ms()
+        self.clock = clock or SystemClock()
+        self.started_ms = self.clock.now_ms()
         self.engine = engine
         self.commit = commit
         self._me = me
@@ -105,7 +106,7 @@ class Node:
         """What the core was told of each peer; nothing while it is only hoped for."""
         self._leads_moved = asyncio.Event()
         self._expected: set[NodeId] = set()
-        self._rng = random.Random()
+        self._rng = rng or random.Random()
         self.server = Server(self)
         self.peers = Peers(
             self._hello, self._link_up, self._link_down, self._on_response, self._rng
@@ -136,6 +137,7 @@ class Node:
                 self._hello("node"),
                 slot_count=self._slot_count,
                 replicas=self._replicas,
+                rng=self._rng,
             )
             topology = await founder.found(self._adopted)
         elif topology.cluster_name != self._cluster_name:
@@ -170,11 +172,12 @@ class Node:
         )
 
     def _assemble(self, topology: Topology, *, founding: bool) -> None:
+        now_ms = self.clock.now_ms
         self.topology = topology
         self.directory = Directory(topology.slot_count)
         self.table = SlotTable(self.id, topology.slot_count, self.store, self._rng)
         self.core = CoreLoop(
-            self.id, self.table, self.store, self.commit, self._leads_changed, now_ms
+            self.id, self.table, self.store, self.commit, self._leads_changed, self.clock
         )
         self.router = Router(self.id, self.table, self.peers, self.core.wake, now_ms)
         self.core.peers, self.core.router = self.peers, self.router

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ class StatusBoard:
         node = self._node
         if node.topology is None:
             return []
-        now_ms = time.monotonic_ns() // 1_000_000
+        now_ms = node.clock.now_ms()
         led = Counter(node.table.leaders())
         led[node.id] = sum(1 for _ in node.table.led())
         held: Counter[NodeId] = Counter()
@@ -117,7 +116,7 @@ class StatusBoard:
             importlib.metadata.version("ringkv"),
             not reason,
             reason,
-            time.monotonic_ns() // 1_000_000 - node.started_ms,
+            node.clock.now_ms() - node.started_ms,
             stats.records_count,
             stats.disk_bytes,
             self._process.memory_info().rss,
