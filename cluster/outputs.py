@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cluster.ballot import NodeId
-    from cluster.messages import SlotMessage
+    from cluster.messages import Change, SlotMessage
     from cluster.operations import Result
 
 Ticket = Any
@@ -36,6 +37,43 @@ class Moved:
     started: bool
 
 
+Watcher = Any
+"""Whatever the node needs to find who watches; opaque to the core, compared by identity."""
+
+
+class WatchState(IntEnum):
+    """What became of a watcher's wish for a slot (`cluster.watches`)."""
+
+    STARTED = 1
+    """It was told all up to this sequence, and will be told all that commits after it."""
+    MORE = 2
+    """It was told all up to this sequence; start again behind it, in another tick."""
+    TOO_OLD = 3
+    """The key log does not reach back: fetch the state, then start behind this sequence."""
+    MOVED = 4
+    """This node does not serve the slot, or serves it no more; the sequence means nothing."""
+
+
+@dataclass(slots=True)
+class Changed:
+    """One committed operation for these watchers: its version and what it changed."""
+
+    watchers: tuple[Watcher, ...]
+    slot: int
+    version: bytes
+    changes: list[Change]
+
+
+@dataclass(slots=True)
+class Told:
+    """A word for one watcher of a slot."""
+
+    watcher: Watcher
+    slot: int
+    state: WatchState
+    sequence: int
+
+
 @dataclass(slots=True)
 class Outputs:
     """One tick's wishes."""
@@ -47,3 +85,5 @@ class Outputs:
     answers: list[tuple[Ticket, Result]] = field(default_factory=list)
     moved: list[Moved] = field(default_factory=list)
     leads_changed: set[int] = field(default_factory=set)
+    watched: list[Changed | Told] = field(default_factory=list)
+    """In the order in which each watcher must hear it."""

@@ -129,6 +129,8 @@ def propose(
         send[peer].append(accept)
     apply(slot, sequence, entry, changes, config, ctx)
     ctx.out.after_fsync[ctx.me].append(Ack(slot.number, ballot, sequence))
+    if primary.feed is not None:
+        primary.feed.add(sequence, changes)
 
 
 def answer_when(
@@ -173,6 +175,8 @@ def on_ack(slot: Slot, sender: NodeId, ack: Ack, ctx: Context) -> None:
         if committed > primary.committed:
             primary.committed = committed
             release(primary, ctx)
+            if primary.feed is not None:
+                primary.feed.release(primary, ctx.out)
 
 
 def release(primary: Primary, ctx: Context) -> None:

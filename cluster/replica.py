@@ -122,5 +122,7 @@ def step_down(slot: Slot, ctx: Context) -> None:
         return
     ctx.out.moved += [Moved(waiting.ticket, started=True) for waiting in role.waiting]
     ctx.out.moved += [Moved(call.ticket, started=call.retry) for call in role.held]
+    if role.feed is not None:
+        role.feed.end(ctx.out)
     if role.serving:
         ctx.out.leads_changed.add(slot.number)

@@ -12,6 +12,7 @@ has no role (rule 12). The rules themselves are functions over a slot, one file 
 `cluster.reads`     confirmation of reads (6)
 `cluster.transfer`  one replica to another's state (11)
 `cluster.copying`   the same, page by page
+`cluster.watches`   telling others what commits
 =================  =====================================
 """
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cluster.operations import Operation, Result
     from cluster.outputs import Outputs, Ticket
     from cluster.store import Store
+    from cluster.watches import Feed
 
 SLOT_ROW_FORMAT = 1
 
@@ -134,6 +136,7 @@ class Primary:
         "bringing",
         "committed",
         "durable",
+        "feed",
         "handing_to",
         "held",
         "peers",
@@ -159,6 +162,8 @@ class Primary:
         self.held: list[Call] = []
         """Requests that wait for the end of establishing or of a handover (R10)."""
         self.handing_to: NodeId | None = None
+        self.feed: Feed | None = None
+        """While somebody watches the slot (`cluster.watches`)."""
         self.bringing: dict[NodeId, tuple[Position | None, int]] = {}
         """Node -> (position it was last sent content for, when)."""
 

@@ -47,6 +47,7 @@ from cluster.slot import Call, Context, Primary, Slot, SlotRow
 from cluster.slot_config import SlotConfig
 from cluster.takeover import on_ask, on_promise, on_pull, on_pulled, on_refuse, on_willing
 from cluster.transfer import on_fetch, on_gap, on_install, on_tail, on_tail_query
+from cluster.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +79,7 @@ class SlotTable:
         self._ctx.reachable.add(me)
         self._reads = Reads(self.slots.__getitem__, rng.randrange(FIRST_ROUND_MAX))
         self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
+        self.watches = Watches(self.slots, self._ctx)
 
     # -- beginning ---------------------------------------------------------------------------
 
@@ -258,6 +260,7 @@ class SlotTable:
         if self.leadership.orphans:
             self.leadership.start_candidacies()
         self._reads.send_round(ctx)
+        self.watches.tidy()
         out, ctx.out = ctx.out, Outputs()
         return out
 
@@ -291,6 +294,7 @@ class SlotTable:
         ctx = self._ctx
         ctx.reachable.discard(node)
         ctx.told.discard(node)
+        self.watches.doubt()
         lost = [number for number, leader in ctx.leader_of.items() if leader == node]
         for number in lost:
             del ctx.leader_of[number]

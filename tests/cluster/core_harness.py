@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId, Position
     from cluster.messages import SlotMessage
     from cluster.operations import Operation, Result
+    from cluster.outputs import Changed, Told
 
 SLOT = 0
 MEMBERS = (1, 2, 3)
@@ -82,6 +83,8 @@ class Node:
         self.cluster, self.me = cluster, me
         self.engine = MemoryEngine()
         self.unsynced: list[tuple[NodeId, SlotMessage]] = []
+        self.watched: list[Changed | Told] = []
+        """What watchers were told, in order."""
         self._open()
 
     def _open(self) -> None:
@@ -116,6 +119,7 @@ class Node:
             self.cluster.answered.append(asked)
         for moved in out.moved:
             moved.ticket.moved.append(moved.started)
+        self.watched += out.watched
         if out.leads_changed:
             self.cluster.tell_leads(self)
         self.table.check()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import msgspec
@@ -40,6 +40,9 @@ from kvstore.storage import keyspace
 from kvstore.storage.engine import Table
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
+
+if TYPE_CHECKING:
+    from cluster.outputs import Changed, Told
 
 KEYS = (b"a", b"b", b"c")
 SLOT = 0
@@ -100,6 +103,8 @@ class SimNode:
             self.world.answer(ticket, result)
         for moved in out.moved:
             self.world.moved(moved.ticket)
+        for told in out.watched:
+            self.world.watched(self, told)
         if out.leads_changed:
             led = {number for number, _ in self.table.led()}
             for other in self.world.nodes:
@@ -251,6 +256,9 @@ class World:
 
     def moved(self, ticket: Any) -> None:
         """The client will ask again."""
+
+    def watched(self, node: SimNode, told: Changed | Told) -> None:
+        """Nobody watches here; see `test_watch_walk`."""
 
     # -- the walk ----------------------------------------------------------------------------
 
