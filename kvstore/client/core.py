@@ -21,11 +21,21 @@ import random
 import secrets
 import threading
 import time
-from collections import defaultdict
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cluster.operations import Code, Deleted, Done, Failed, Get, Number, Operation, Result, Scan
+from cluster.operations import (
+    Code,
+    Deleted,
+    Done,
+    Failed,
+    Get,
+    Number,
+    Operation,
+    Result,
+    Scan,
+    Stale,
+)
 from kvstore.client.exchange import (
     Broken,
     Exchange,
@@ -40,7 +50,7 @@ from kvstore.client.exchange import (
 from kvstore.client.operation_id import OperationId
 from kvstore.client.retry import RetryBudget, attempt_seconds, backoff_seconds
 from kvstore.client.routing import NOBODY, RoutingTable
-from kvstore.client.runs import Run, chunks
+from kvstore.client.runs import Run, chunks, grouped
 from kvstore.errors import AuthError, Unavailable
 from kvstore.wire.protocol import Request, Response, RouteQuery, Routes
 
@@ -55,6 +65,7 @@ UNKNOWN_ANSWERS_MAX: Final = 4
 _FETCH_SECONDS: Final = 1.0
 _FETCH_WAIT_SECONDS: Final = 0.002
 _VERSIONED: Final = frozenset((Done, Deleted, Number))
+_OPEN: Final = frozenset((Failed, Stale))
 _TRY_AGAIN: Final = frozenset((Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE, Code.UNKNOWN))
 
 
@@ -218,17 +229,8 @@ class ClientCore:
             run = Run(client, number, [0], ops, slots, [seen], primaries[slot])
             run.retry = run.ambiguous = True
             return [run]
-        if len(ops) == 1:
-            groups = {primaries[slots[0]]: [0]}
-        elif not self.token_aware:
-            groups = {NOBODY: list(range(len(ops)))}
-        else:
-            groups = defaultdict(list)
-            for index, slot in enumerate(slots):
-                groups[primaries[slot]].append(index)
-        with self._number_lock:
-            number = self._next_number
-            self._next_number += len(ops)
+        groups = grouped(slots, primaries if self.token_aware else None)
+        number = self._draw(len(ops))
         runs = []
         for primary, group in groups.items():
             for indices in chunks(group, ops, size_bytes):
@@ -298,20 +300,34 @@ class ClientCore:
     ) -> list[Run]:
         if not reading:
             self._learn(run.slots, results)
-        if Failed not in set(map(type, results)):
+        if _OPEN.isdisjoint(map(type, results)):
             self._budget.earn(len(results))
             for index, result in zip(run.indices, results, strict=True):
                 outcomes[index] = result
             return []
         again: dict[int, Failed] = {}
+        anew: dict[int, bytes] = {}
         for offset, (index, result) in enumerate(zip(run.indices, results, strict=True)):
-            if type(result) is Failed and self._try_again(run, result):
+            if type(result) is Stale and not run.retry:
+                anew[offset] = result.position
+            elif type(result) is Failed and self._try_again(run, result):
                 again[offset] = result
             elif type(result) is Failed and not reading and run.ambiguous and _refuses(result):
                 outcomes[index] = self._unsettled(run, offset, result.detail)  # R5
             else:
                 outcomes[index] = result
-        return self._parts(run, address, again)
+        parts = self._parts(run, address, again)
+        if anew:  # R5: nothing was done under the old ids
+            parts.append(run.anew(self.client_id, self._draw(len(anew)), anew))
+            parts[-1].due = self.now() + backoff_seconds(run.attempts, self._chance)
+        return parts
+
+    def _draw(self, count: int) -> int:
+        """The first of so many operation numbers that were never used."""
+        with self._number_lock:
+            number = self._next_number
+            self._next_number += count
+        return number
 
     def _try_again(self, run: Run, result: Failed) -> bool:
         if result.code not in _TRY_AGAIN:
@@ -337,7 +353,8 @@ class ClientCore:
             failed = again[first]
             refusals = {offset - first: again[offset] for offset in offsets[start:at]}
             part = run.part(first, last + 1, refusals)
-            part.retry = True  # R5: a repeated attempt says so
+            if failed.code is not Code.OVERLOADED:  # which refuses at the door: it was no attempt
+                part.retry = True  # R5: a repeated attempt says so
             part.attempts += 1
             part.asked = NOBODY if failed.code is Code.OVERLOADED else address
             part.why = failed.detail

@@ -27,6 +27,8 @@ NOBODY: Final = ""
 
 _UNKNOWN_INDEX: Final = 0xFFFF
 _NO_POSITION: Final = bytes(VERSION_BYTES)
+"""Before every operation. Zeros and not nothing: a write that is sent with them can be told from
+its repetition for ever, one without any position within the reach of the key log (rule 5)."""
 
 REFRESH_SECONDS: Final = 15.0
 """Age at which the table is fetched again, so that ``seen`` stays within reach of the key log."""
@@ -48,7 +50,7 @@ class RoutingTable:
         self.cluster_id: str = ""
         self.slot_count: int = SLOT_COUNT_DEFAULT
         self.primaries: list[str] = [NOBODY] * SLOT_COUNT_DEFAULT
-        self.positions: list[bytes] = [b""] * SLOT_COUNT_DEFAULT
+        self.positions: list[bytes] = [_NO_POSITION] * SLOT_COUNT_DEFAULT
         self._address_of_node: dict[int, str] = {}
         self._avoided: dict[str, tuple[float, int]] = {}
         self._loaded_at = 0.0
@@ -64,7 +66,6 @@ class RoutingTable:
             routes.positions[at : at + VERSION_BYTES]
             for at in range(0, VERSION_BYTES * count, VERSION_BYTES)
         ]
-        told = [b"" if position == _NO_POSITION else position for position in told]
         if self.cluster_id == routes.cluster_id and self.slot_count == count:
             told = list(map(max, told, self.positions))
         nodes = [node.address for node in routes.nodes]

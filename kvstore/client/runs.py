@@ -6,6 +6,7 @@ A *run* is what one request carries: operations with consecutive numbers, for on
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,6 +74,27 @@ class Run:
             why=self.why,
             refusals=refusals,
         )
+
+    def anew(self, client: int, number: int, positions: dict[int, bytes]) -> Run:
+        """Those at these offsets, as if never sent: new ids, and what is committed by now."""
+        indices = [self.indices[offset] for offset in positions]
+        ops = [self.ops[offset] for offset in positions]
+        slots = [self.slots[offset] for offset in positions]
+        fresh = Run(client, number, indices, ops, slots, list(positions.values()), self.primary)
+        fresh.attempts = self.attempts + 1
+        return fresh
+
+
+def grouped(slots: list[int], primaries: list[str] | None) -> dict[str, list[int]]:
+    """The operations (by their place) of each primary; all in one where one door serves all."""
+    if primaries is None:
+        return {NOBODY: list(range(len(slots)))}
+    if len(slots) == 1:
+        return {primaries[slots[0]]: [0]}
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index, slot in enumerate(slots):
+        groups[primaries[slot]].append(index)
+    return groups
 
 
 def chunks(group: list[int], ops: list[Operation], size_bytes: int) -> list[list[int]]:

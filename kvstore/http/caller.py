@@ -197,8 +197,7 @@ class Caller:
 
     def _position(self, positions: bytes, slot: int) -> bytes:
         told = positions[VERSION_BYTES * slot : VERSION_BYTES * (slot + 1)]
-        newest = max(told, self._newest.get(slot, b""))
-        return b"" if newest == _NO_POSITION else newest
+        return max(told, self._newest.get(slot, b"")) or _NO_POSITION
 
     def _learn(self, ops: Sequence[Operation], results: Sequence[Result]) -> None:
         """Keep the positions that committed writes tell of their slots."""
@@ -251,9 +250,10 @@ def _request(
 
 
 def _settled(before: Result, now: Result) -> Result:
-    """What stands after another attempt: after an unknown outcome no refusal tells anything."""
+    """What stands after another attempt: after an unknown outcome a refusal tells nothing (R5)."""
     was_unknown = isinstance(before, Failed) and before.code is Code.UNKNOWN
-    return before if was_unknown and isinstance(now, Failed) else now
+    refused = isinstance(now, Failed) and now.code is not Code.WRONG_TYPE  # that one was judged
+    return before if was_unknown and refused else now
 
 
 def _worth_another(result: Result) -> bool:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import pytest
 
 from cluster.ballot import Ballot
 from cluster.limits import SLOT_COUNT_DEFAULT
-from cluster.operations import Code, Conflict, Deleted, Done, Failed, Get, Number, Put, Result
+from cluster.operations import (
+    Code,
+    Conflict,
+    Deleted,
+    Done,
+    Failed,
+    Get,
+    Number,
+    Put,
+    Result,
+    Stale,
+)
 from cluster.records import pack_version
 from cluster.slots import slot_of
 from kvstore.client import flows, many
@@ -258,6 +270,38 @@ def test_a_conflict_answered_to_a_retry_settles(bench: Bench) -> None:
     assert caught.value.current is None
 
 
+def test_a_stale_first_attempt_starts_anew_with_a_new_id(bench: Bench) -> None:
+    assert bench.put(Stale(NEWER), Done(NEWER))
+    first, second = bench.requests()
+    assert second.number > first.number
+    assert (second.retry, second.seen) == (False, [NEWER])
+
+
+def test_only_the_stale_ones_of_a_batch_start_anew(bench: Bench) -> None:
+    keys = {f"{{k}}{n}": n for n in range(4)}
+    flow = many.put_many(bench.core, bench.time + 5, keys)
+    done = Done(NEWER)
+    bench.run(flow, [done, Stale(NEWER), done, Stale(NEWER)], Broken("b"), [done, done])
+    first, second, third = bench.requests()
+    assert [len(request.ops) for request in (first, second, third)] == [4, 2, 2]
+    assert second.number >= first.number + 4, "no number is given to two operations"
+    assert second.seen == [NEWER, NEWER]
+    assert (third.number, third.retry, third.seen) == (second.number, True, [NEWER, NEWER])
+
+
+def test_a_slot_without_a_position_is_told_as_such(bench: Bench) -> None:
+    """Nothing at all would mean "I cannot keep a position", and that is once-only no more."""
+    zeros = bytes(20)
+    routes = table()
+    bench.core = ClientCore(NODES[:1], now=lambda: bench.time, chance=Half())
+    bench.core.table.load(
+        msgspec.structs.replace(routes, positions=zeros * SLOT_COUNT_DEFAULT), bench.time
+    )
+    bench.put(Done(NEWER))
+    (request,) = bench.requests()
+    assert request.seen == [zeros]
+
+
 def test_an_unanswered_read_is_no_unknown_outcome(bench: Bench) -> None:
     flow = flows.get(bench.core, bench.time + 0.6, "k", None, "linearizable")
     with pytest.raises(DeadlineExceeded):
@@ -268,6 +312,7 @@ def test_overload_is_retried_on_credit_only(bench: Bench) -> None:
     full = Failed(Code.OVERLOADED, "full", 50)
     bench.put(full, Done(NEWER))
     assert bench.pauses == [pytest.approx(0.05)]
+    assert not bench.requests()[1].retry, "refused at the door: no attempt of it was ever made"
     bench.core._budget.credits = -10.0
     with pytest.raises(Overloaded) as caught:
         bench.put(full)

@@ -64,6 +64,12 @@ async def test_a_refusal_after_an_unknown_outcome_settles_nothing(http: Harness)
     assert answer.problem == "outcome-unknown"
 
 
+async def test_a_judgement_after_an_unknown_outcome_settles(http: Harness) -> None:
+    results: list[Result | None] = [Failed(Code.UNKNOWN, "lost"), Failed(Code.WRONG_TYPE, "text")]
+    http.node.fail = lambda op: results.pop(0)
+    assert (await http.ask("POST", "/v1/kv/n/incr")).problem == "wrong-type"
+
+
 async def test_a_short_outage_is_only_a_longer_latency(http: Harness) -> None:
     refusals = [Failed(Code.UNAVAILABLE, "no primary")] * 3
     http.node.fail = lambda op: refusals.pop() if refusals and isinstance(op, Put) else None
@@ -104,7 +110,7 @@ async def test_positions_learned_from_answers_are_sent_as_seen(http: Harness) ->
     await http.ask("POST", "/v1/kv/n/incr")
     await http.ask("POST", "/v1/kv/n/incr")
     first, second = http.node.requests
-    assert first.seen == [b""], "the routing table told nothing"
+    assert first.seen == [bytes(20)], "nothing is known, yet a position is kept from now on"
     assert second.seen == [pack_version(BALLOT, 1)]
     assert not first.retry
     assert not second.retry

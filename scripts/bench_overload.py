@@ -1,0 +1,240 @@
+"""Measure a cluster of three nodes at five times the load that saturates it.
+
+::
+
+    1. peak        closed loops of growing windows; the best rate is the peak
+    2. overload    open loops that offer so many times the peak together
+    3. kill        the same with `kill -9` of one node midway
+
+Reported: puts completed in time per second and their share of the peak, the p99 of those that were
+admitted, how many were refused, the memory of each node, whether gossip went on believing in the
+living, and how long the killed node's slots took no write. The load (`scripts.overload_load`) runs
+on the same machine, so it takes processor time from the nodes: the share is a lower bound.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+import psutil
+
+from cluster.slots import slot_of
+from kvstore.cli.local_cluster import LocalCluster
+from scripts.bench import NODES, READY_TIMEOUT_S, STOP_SIGNALS, _leave, free_ports
+from scripts.bench_figures import MIB, percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROCESSES: Final = 2
+WINDOWS: Final = (64, 256, 1_024)
+WARM_UP_S: Final = 1.0
+SAMPLE_S: Final = 0.25
+DETECTED_S: Final = 10.0
+
+
+@dataclass
+class Figures:
+    """What all load processes of a phase counted; times are those of one monotonic clock."""
+
+    seconds: float
+    counts: Counter[str] = field(default_factory=Counter)
+    latencies_ms: list[int] = field(default_factory=list)
+    done_at: dict[int, list[float]] = field(default_factory=dict)
+    """Slot -> when (to a tenth of a second) puts into it were completed."""
+
+    @property
+    def per_second(self) -> float:
+        """Puts completed in time."""
+        return self.counts["done"] / self.seconds
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the puts that were carried out."""
+        return percentile(sorted(self.latencies_ms) or [0], percent)
+
+
+class Watcher(threading.Thread):
+    """The nodes' memory and what they think of each other, again and again."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        super().__init__(daemon=True)
+        self._cluster = cluster
+        self._ended = threading.Event()
+        self.rss_mib_max: Counter[str] = Counter()
+        self.looks = 0
+        self.wrong: Counter[str] = Counter()
+        """Living nodes that were thought to be something else."""
+        self.expected_down: set[str] = set()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_S):
+            for node in self._cluster.nodes:
+                self._look(node.name)
+
+    def _look(self, name: str) -> None:
+        node = next(node for node in self._cluster.nodes if node.name == name)
+        if node.state != "running" or node.process is None:
+            return
+        rss = psutil.Process(node.process.pid).memory_info().rss / MIB
+        self.rss_mib_max[name] = max(self.rss_mib_max[name], int(rss))
+        document = node.fetch("/v1/cluster")
+        if document is None:
+            self.wrong[f"{name} did not answer HTTP within 1 s"] += 1
+            return
+        self.looks += 1
+        for other in document["nodes"]:
+            if other["state"] != "alive" and other["name"] not in self.expected_down:
+                self.wrong[f"{name} thought {other['name']} {other['state']}"] += 1
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self.join()
+
+
+def load(url: str, seconds: float, *, rate: float = 0.0, window: int = 0) -> list[Any]:
+    """Start the load processes."""
+    command = [sys.executable, "-m", "scripts.overload_load", url, "--seconds", str(seconds)]
+    command += ["--rate", str(rate / PROCESSES), "--window", str(window // PROCESSES)]
+    return [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
+    ]
+
+
+def gather(processes: list[subprocess.Popen[str]], skip_s: float) -> Figures:
+    """Wait for them, and add up what they said after a first moment."""
+    said = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise click.ClickException("a load process failed")
+    lines = [[json.loads(line) for line in text.splitlines()] for text in said]
+    begin = max(each[0]["at"] for each in lines) + skip_s
+    end = min(each[-1]["at"] for each in lines)
+    figures = Figures(end - begin)
+    for line in (line for each in lines for line in each if begin < line["at"] <= end):
+        at, slots = line.pop("at"), line.pop("slots")
+        figures.latencies_ms += line.pop("latencies_ms")
+        figures.counts.update(line)
+        for slot in slots:
+            figures.done_at.setdefault(slot, []).append(at)
+    return figures
+
+
+def find_peak(url: str, seconds: float, say: Callable[[str], None]) -> float:
+    """The best rate of closed loops."""
+    best = 0.0
+    for window in WINDOWS:
+        figures = gather(load(url, seconds + WARM_UP_S, window=window), WARM_UP_S)
+        say(f"window {window:>5}  {describe(figures)}")
+        best = max(best, figures.per_second)
+    return best
+
+
+def describe(figures: Figures) -> str:
+    """A line for people."""
+    refused = ", ".join(
+        f"{figures.counts[name]:,} {name}"
+        for name in ("overloaded", "withheld", "late", "unavailable", "unknown", "broken", "other")
+        if figures.counts[name]
+    )
+    return (
+        f"{figures.per_second:>8,.0f} puts/s  p50 {figures.percentile_ms(50):>5,.0f} ms  "
+        f"p99 {figures.percentile_ms(99):>5,.0f} ms  {refused}"
+    )
+
+
+def silence_s(figures: Figures, slots: set[int], killed_at: float) -> float:
+    """How long after the kill none of these slots completed a put."""
+    after = [at for slot in slots for at in figures.done_at.get(slot, ()) if at > killed_at + 0.2]
+    return min(after, default=float("inf")) - killed_at
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--seconds", type=click.FloatRange(min=1), default=6.0, show_default=True)
+@click.option("--times", type=click.FloatRange(min=1), default=5.0, show_default=True)
+@click.option("--json", "json_file", type=click.File("w"), help="Write all figures there.")
+@click.option("--dir", "parent", type=click.Path(file_okay=False, exists=True, path_type=Path))
+def main(seconds: float, times: float, json_file: IO[str] | None, parent: Path | None) -> None:
+    """Measure a cluster of three nodes under too much load."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _leave)
+    with tempfile.TemporaryDirectory(prefix="ringkv-overload-", dir=parent) as made:
+        first = free_ports(2 * NODES)
+        cluster = LocalCluster(Path(made), NODES, first, first + NODES)
+        try:
+            cluster.start()
+            cluster.wait_ready(READY_TIMEOUT_S)
+            document = measure(cluster, seconds, times)
+        finally:
+            cluster.stop()
+    if json_file is not None:
+        json.dump(document, json_file, indent=2)
+
+
+def measure(cluster: LocalCluster, seconds: float, times: float) -> dict[str, Any]:
+    """All phases."""
+    peak = find_peak(cluster.url, seconds, click.echo)
+    rate = peak * times
+    click.echo(f"peak {peak:,.0f} puts/s; offering {rate:,.0f}")
+    watcher = Watcher(cluster)
+    watcher.start()
+    overload = gather(load(cluster.url, seconds + WARM_UP_S, rate=rate), WARM_UP_S)
+    share = overload.per_second / peak
+    click.echo(f"overload      {describe(overload)}")
+    click.echo(f"completed     {share:.0%} of the peak")
+    victim = cluster.nodes[0]
+    led = slots_led(cluster, 0)
+    processes = load(cluster.url, 2 * seconds + WARM_UP_S, rate=rate)
+    time.sleep(seconds / 2 + WARM_UP_S)
+    watcher.expected_down.add(victim.name)
+    killed_at = time.monotonic()
+    victim.signal(signal.SIGKILL)
+    killed = gather(processes, WARM_UP_S)
+    silence = silence_s(killed, led, killed_at)
+    watcher.stop()
+    click.echo(f"with a kill   {describe(killed)}")
+    click.echo(f"taken over    {silence:.1f} s after the kill its slots completed puts again")
+    click.echo(f"memory        {dict(watcher.rss_mib_max)} MiB at most")
+    click.echo(f"gossip        {watcher.looks} looks, wrong: {dict(watcher.wrong) or 'never'}")
+    return {
+        "peak_per_second": peak,
+        "offered_per_second": rate,
+        "overload_per_second": overload.per_second,
+        "share": share,
+        "p99_ms": overload.percentile_ms(99),
+        "counts": dict(overload.counts),
+        "kill_counts": dict(killed.counts),
+        "kill_silence_s": silence,
+        "rss_mib_max": dict(watcher.rss_mib_max),
+        "gossip_looks": watcher.looks,
+        "gossip_wrong": dict(watcher.wrong),
+    }
+
+
+def slots_led(cluster: LocalCluster, at: int) -> set[int]:
+    """The slots of the load's keys that this node leads."""
+    import kvstore
+
+    with kvstore.connect(cluster.url) as client:
+        client.get("overload:000000")
+        primaries = client._core.table.primaries  # noqa: SLF001
+    address = cluster.nodes[at].address
+    return {
+        slot
+        for number in range(20_000)
+        if primaries[slot := slot_of(b"overload:%06d" % number)] == address
+    }
+
+
+if __name__ == "__main__":
+    main()
