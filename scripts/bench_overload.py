@@ -107,9 +107,7 @@ def load(url: str, seconds: float, *, rate: float = 0.0, window: int = 0) -> lis
     """Start the load processes."""
     command = [sys.executable, "-m", "scripts.overload_load", url, "--seconds", str(seconds)]
     command += ["--rate", str(rate / PROCESSES), "--window", str(window // PROCESSES)]
-    return [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
-    ]
+    return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
 
 
 def gather(processes: list[subprocess.Popen[str]], skip_s: float) -> Figures:
@@ -227,7 +225,7 @@ def slots_led(cluster: LocalCluster, at: int) -> set[int]:
 
     with kvstore.connect(cluster.url) as client:
         client.get("overload:000000")
-        primaries = client._core.table.primaries  # noqa: SLF001
+        primaries = client._core.table.primaries
     address = cluster.nodes[at].address
     return {
         slot

@@ -88,10 +88,12 @@ class Channel(asyncio.Protocol):
             await asyncio.sleep(REDIAL_S)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say hello."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.write(self._greeting.first_bytes())
 
     def data_received(self, data: bytes) -> None:
+        """The welcome, then answers."""
         if not self._greeting.welcomed:
             self._greeting.feed(data)
             if self._greeting.welcomed:
@@ -103,9 +105,10 @@ class Channel(asyncio.Protocol):
                 if sent is not None:
                     self.load.answered(sent, frame)
             elif isinstance(frame, Routes):
-                self.load.table.load(frame, time.monotonic())
+                self.load.learn(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """What was under way stays open."""
         self.transport = None
         self._lost.set()
         self.load.counts["broken"] += len(self.waiting)
@@ -122,6 +125,7 @@ class Load:
         self.counts |= {"done": 0, "sent": 0, "withheld": 0}
         self.latencies_ms: list[int] = []
         self.done_slots: set[int] = set()
+        self._known = asyncio.Event()
         self._client = secrets.randbits(63)
         self._numbers = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,14 +139,18 @@ class Load:
         for address in self.table.seeds:
             channels = self.channels[address] = [Channel(self, address) for _ in range(CONNECTIONS)]
             self._tasks |= {asyncio.create_task(channel.run()) for channel in channels}
-        while not self.table.known:
-            await asyncio.sleep(STEP_S)
+        await self._known.wait()
 
     def welcomed(self, channel: Channel) -> None:
         """Whoever is let in anew may know of new primaries."""
         assert channel.transport is not None
         if channel is self.channels[channel.address][0]:
             channel.transport.write(encode_frame(RouteQuery(0)))
+
+    def learn(self, routes: Routes) -> None:
+        """Who leads what."""
+        self.table.load(routes, time.monotonic())
+        self._known.set()
 
     def send(self, size: int) -> None:
         """So many puts of random keys, each in a request of its own."""
