@@ -78,6 +78,7 @@ class Watcher(threading.Thread):
         self.expected_down: set[str] = set()
 
     def run(self) -> None:
+        """Until `stop`."""
         while not self._ended.wait(SAMPLE_S):
             for node in self._cluster.nodes:
                 self._look(node.name)
