@@ -84,8 +84,8 @@ RETRIED_OPERATIONS_MAX = 1_024
 SLOT_COUNT_DEFAULT = 16_384
 """Slots of a new cluster: 1,000 nodes with 3 replicas still hold about 49 each."""
 
-SLOT_COUNT_MAX = 65_536
-"""A slot number has two bytes in routing tables; clusters of over 1,000 nodes want more slots."""
+SLOT_COUNT_MAX = 32_768
+"""Slot numbers have two bytes, and the system slot is one more than the power of two."""
 
 REPLICAS_DEFAULT = 3
 """Survives any single node; a quorum is two fsyncs."""
@@ -154,7 +154,8 @@ assert 3 * KEY_BYTES_MAX < HTTP_LINE_BYTES_MAX
 # A topology of the largest size fits, and its indices into what carries them.
 assert NODES_MAX * (3 * NAME_BYTES_MAX + 2 * ADDRESS_BYTES_MAX + 64) < TOPOLOGY_BYTES_MAX
 assert NODES_MAX < 65_535, "a routing table's node index has two bytes, one value means unknown"
-assert SLOT_COUNT_DEFAULT <= SLOT_COUNT_MAX <= 65_536, "a slot number has two bytes"
+assert SLOT_COUNT_DEFAULT <= SLOT_COUNT_MAX
+assert SLOT_COUNT_MAX + 1 <= 65_536, "a slot number has two bytes, the system slot is the last"
 assert SLOT_COUNT_DEFAULT & (SLOT_COUNT_DEFAULT - 1) == 0, "hash mod count must be unbiased"
 assert SLOT_COUNT_MAX & (SLOT_COUNT_MAX - 1) == 0
 assert 1 <= REPLICAS_DEFAULT <= REPLICAS_MAX

@@ -67,7 +67,7 @@ class SlotTable:
 
     Args:
         me: This node's member id.
-        slot_count: Slots of the cluster.
+        slot_count: Slots of the cluster, the system slot included.
         store: See `cluster.store.Store`.
         rng: For jitter; the only chance in here.
     """
@@ -339,10 +339,6 @@ class SlotTable:
         ctx = self._ctx
         self.leadership.want(number)
         return next((node for node in slot.config.members if node in ctx.reachable), None)
-
-    def leaders(self) -> Iterable[NodeId]:
-        """Who serves each slot that others serve, one entry a slot."""
-        return self._ctx.leader_of.values()
 
     def led(self) -> Iterator[tuple[int, Position]]:
         """Slots that this node serves, each with its newest committed position."""

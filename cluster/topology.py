@@ -53,7 +53,11 @@ class TopologyError(ValueError):
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One member. ``weight`` is its share of the load relative to the others'."""
+    """One member.
+
+    ``weight`` is its share of the load relative to the others', ``joined`` the epoch in which it
+    came.
+    """
 
     id: NodeId
     name: str
@@ -62,6 +66,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     zone: str = ""
     weight: float = NODE_WEIGHT_DEFAULT
     state: str = ACTIVE
+    joined: int = 1
 
 
 class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -73,6 +78,11 @@ class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     slot_count: int
     replicas: int
     nodes: tuple[Node, ...]
+
+    @property
+    def system_slot(self) -> int:
+        """The number of the slot that holds this document: the one behind the data's (rule 17)."""
+        return self.slot_count
 
     def node(self, node_id: NodeId) -> Node | None:
         """The node with this id, if it is in; O(nodes)."""
@@ -125,12 +135,13 @@ def decode_topology(data: bytes) -> Topology:
 
 
 def with_node(topology: Topology, node: Node) -> Topology:
-    """The next epoch, with one node more.
+    """The next epoch, with one node more, which joined in it.
 
     Raises:
         TopologyError: its id, name or an address is taken, or a value is out of range.
     """
-    return _next(topology, (*topology.nodes, node))
+    joining = msgspec.structs.replace(node, joined=topology.epoch + 1)
+    return _next(topology, (*topology.nodes, joining))
 
 
 def without_node(topology: Topology, node_id: NodeId) -> Topology:
@@ -199,7 +210,7 @@ def check_topology(topology: Topology) -> None:
     _check_head(topology)
     seen: dict[tuple[str, object], str] = {}
     for node in topology.nodes:
-        _check_node(node)
+        _check_node(node, topology.epoch)
         for field, value, use in (
             ("id", node.id, "id"),
             ("name", node.name, "name"),
@@ -231,7 +242,7 @@ def _check_head(topology: Topology) -> None:
         raise TopologyError(f"{len(topology.nodes)} nodes are not between 1 and {NODES_MAX}")
 
 
-def _check_node(node: Node) -> None:
+def _check_node(node: Node, epoch: int) -> None:
     who = f"node {node.name!r}"
     if not 1 <= node.id < 2**NODE_ID_BITS:
         raise TopologyError(f"{who}: id {node.id} is not between 1 and 2**{NODE_ID_BITS} - 1")
@@ -244,6 +255,8 @@ def _check_node(node: Node) -> None:
         raise TopologyError(
             f"{who}: weight {node.weight} is not between {NODE_WEIGHT_MIN} and {NODE_WEIGHT_MAX}"
         )
+    if not 1 <= node.joined <= epoch:
+        raise TopologyError(f"{who}: it joined in epoch {node.joined}, which is not 1 to {epoch}")
     if node.state not in STATES:
         raise TopologyError(f"{who}: state {node.state!r} is none of {', '.join(STATES)}")
 

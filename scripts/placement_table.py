@@ -222,7 +222,7 @@ def main() -> None:
             topology = cluster(count, zones=zones, weights=weights)
             show(f"{zones} zones, weights 1 to {weights}", count, measure(ringkv, topology))
     for count in sizes[-2:]:
-        show("65,536 slots", count, measure(ringkv, cluster(count, slot_count=65_536)))
+        show("32,768 slots", count, measure(ringkv, cluster(count, slot_count=32_768)))
 
 
 if __name__ == "__main__":

@@ -53,10 +53,11 @@ def unpack_slots(data: bytes) -> list[int]:
 class Directory:
     """The routing table of this node."""
 
-    def __init__(self, slot_count: int) -> None:
-        self.slot_count = slot_count
-        self.leaders: list[NodeId | None] = [None] * slot_count
-        self._positions = bytearray(VERSION_BYTES * slot_count)
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        """All of them, the system slot included."""
+        self.leaders: list[NodeId | None] = [None] * slots
+        self._positions = bytearray(VERSION_BYTES * slots)
 
     def take(self, node: NodeId, leads: Leads) -> tuple[list[int], list[int]]:
         """A node's summary: returns the slots that it now leads, and those that it leads no more.
@@ -69,7 +70,7 @@ class Directory:
         slots, lost = unpack_slots(leads.slots), unpack_slots(leads.lost)
         if len(leads.positions) != len(slots) * VERSION_BYTES:
             raise ValueError("a summary has one position for each slot")
-        if any(number >= self.slot_count for number in (*slots, *lost)):
+        if any(number >= self._slots for number in (*slots, *lost)):
             raise ValueError("a summary names a slot that this cluster does not have")
         if leads.complete:
             named = set(slots)
@@ -100,7 +101,7 @@ class Directory:
         me: NodeId,
         led: Iterable[tuple[int, Position]],
     ) -> Routes:
-        """The table as a client is sent it; ``led`` is what this node leads itself.
+        """The table as a client is sent it; ``led`` are the data's slots that this node leads.
 
         Whoever is dead leads nothing that could be asked of it.
         """
@@ -109,9 +110,13 @@ class Directory:
             node.id: at for at, node in enumerate(topology.nodes) if states.get(node.id) not in gone
         }
         primaries = array(
-            "H", [UNKNOWN if n is None else index.get(n, UNKNOWN) for n in self.leaders]
+            "H",
+            [
+                UNKNOWN if node is None else index.get(node, UNKNOWN)
+                for node in self.leaders[: topology.slot_count]
+            ],
         )
-        positions = bytearray(self._positions)
+        positions = self._positions[: VERSION_BYTES * topology.slot_count]
         for number, position in led:
             primaries[number] = index[me]
             packed = pack_version(position.established, position.sequence)
@@ -127,7 +132,7 @@ class Directory:
             topology.cluster_id,
             topology.cluster_name,
             topology.epoch,
-            self.slot_count,
+            topology.slot_count,
             nodes,
             primaries.tobytes(),
             bytes(positions),

@@ -14,12 +14,14 @@ from cluster.limits import (
     KEY_BYTES_MAX,
     REQUEST_HOPS_MAX,
     SCAN_PAGE_KEYS_MAX,
+    TOPOLOGY_BYTES_MAX,
     TTL_MS_MAX,
     VALUE_BYTES_MAX,
 )
 from cluster.operations import Atomic, Code, Delete, Failed, Get, Incr, Put, Scan, Touch
 from cluster.records import BALLOT_BYTES, VERSION_BYTES
 from cluster.slots import slot_of
+from cluster.system_slot import TOPOLOGY_KEY
 
 if TYPE_CHECKING:
     from cluster.operations import Operation
@@ -78,6 +80,20 @@ def check_operation(op: Operation, slot_count: int) -> Failed | None:
     if isinstance(fault, Failed):
         return fault
     return Failed(Code.BAD_REQUEST, fault)
+
+
+def check_system_operation(op: Operation) -> Failed | None:
+    """What is wrong with an operation on the system slot, or None: it holds one key (rule 17)."""
+    fault = f"{type(op).__name__} is not for the system slot"
+    if isinstance(op, Get | Put) and op.key == TOPOLOGY_KEY:
+        fault = ""
+        if isinstance(op, Put):
+            size = memoryview(op.value).nbytes
+            if op.expect is None or len(op.expect) != VERSION_BYTES:
+                fault = "a topology replaces the version that it was made from"
+            elif not 0 < size <= TOPOLOGY_BYTES_MAX or op.ttl_ms or op.content_type:
+                fault = f"a topology of {size} bytes; the limit is {TOPOLOGY_BYTES_MAX}"
+    return Failed(Code.BAD_REQUEST, fault) if fault else None
 
 
 def _check_key(key: bytes) -> str | None:

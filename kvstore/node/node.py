@@ -16,10 +16,10 @@ import random
 from typing import TYPE_CHECKING
 
 from cluster.members import MemberState
-from cluster.placement import place
 from cluster.slot_table import SlotTable
 from cluster.swim import Swim
 from cluster.swim_settings import SwimSettings
+from cluster.system_slot import owners
 from cluster.topology import Node as Member
 from cluster.topology import Topology, decode_topology, with_addresses
 from kvstore.errors import SetupError
@@ -174,12 +174,15 @@ class Node:
     def _assemble(self, topology: Topology, *, founding: bool) -> None:
         now_ms = self.clock.now_ms
         self.topology = topology
-        self.directory = Directory(topology.slot_count)
-        self.table = SlotTable(self.id, topology.slot_count, self.store, self._rng)
+        slots = topology.system_slot + 1
+        self.directory = Directory(slots)
+        self.table = SlotTable(self.id, slots, self.store, self._rng)
         self.core = CoreLoop(
             self.id, self.table, self.store, self.commit, self._leads_changed, self.clock
         )
-        self.router = Router(self.id, self.table, self.peers, self.core.wake, now_ms)
+        self.router = Router(
+            self.id, self.table, topology.slot_count, self.peers, self.core.wake, now_ms
+        )
         self.core.peers, self.core.router = self.peers, self.router
         self.core.wake()
         swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
@@ -192,8 +195,8 @@ class Node:
         self._loop.call_later(EXPECT_PEERS_S, self._stop_expecting)
         swim.join([node.id for node in topology.nodes], now_ms())
         if founding:
-            self.table.found(place(topology).owners)
-            store_founding(self.engine, self.store, topology)
+            self.table.found(owners(topology))
+            store_founding(self.engine, self.store, topology, self.id)
         else:
             self.table.restore(stored_slots(self.engine))
 

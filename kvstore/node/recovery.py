@@ -1,10 +1,15 @@
-"""What a node finds on its disk when it starts, and what founding writes there (rules 12, 16)."""
+"""What a node finds on its disk when it starts, and what founding writes there (rules 12, 16, 17).
+
+Its row of the topology is the newest that it knows. That it is there at all says that this disk was
+founded or has joined, so that it never founds again.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from cluster.slot import SlotRow, decode_row
+from cluster.system_slot import TOPOLOGY_KEY, founding_record, voters
 from cluster.topology import Topology, decode_topology, encode_topology
 from kvstore.storage import keyspace
 from kvstore.storage.engine import Table
@@ -12,17 +17,18 @@ from kvstore.storage.engine import Table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cluster.ballot import NodeId
     from kvstore.storage.engine import Engine
     from kvstore.storage.tick_store import TickStore
 
 
 def stored_topology(engine: Engine) -> Topology | None:
-    """The founding document, if this disk has one.
+    """The newest document that this disk has, if any.
 
     Raises:
         TopologyError: it has one that cannot be read.
     """
-    row = engine.get(Table.META, keyspace.FOUNDING_DOCUMENT)
+    row = engine.get(Table.META, keyspace.TOPOLOGY)
     return decode_topology(row) if row is not None else None
 
 
@@ -37,9 +43,12 @@ def stored_slots(engine: Engine) -> Iterator[tuple[int, SlotRow, int]]:
         yield number, row, 0 if newest is None else keyspace.parse_log_key(newest[0]).sequence
 
 
-def store_founding(engine: Engine, store: TickStore, topology: Topology) -> None:
+def store_founding(engine: Engine, store: TickStore, topology: Topology, me: NodeId) -> None:
     """Make the document and the slots' first rows durable in one atomic batch (R16)."""
+    if me in voters(topology):
+        prefix = store.prefix(topology.system_slot, 0)
+        store.write(prefix + TOPOLOGY_KEY, founding_record(topology))
     batch = store.take()
-    batch.put(Table.META, keyspace.FOUNDING_DOCUMENT, encode_topology(topology))
+    batch.put(Table.META, keyspace.TOPOLOGY, encode_topology(topology))
     engine.write(batch)
     engine.sync()

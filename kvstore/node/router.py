@@ -97,6 +97,7 @@ class Router:
     Args:
         me: This node.
         table: Its slots.
+        slot_count: Slots that keys are hashed to; the system slot comes behind them.
         links: Connections to the other nodes.
         wake: Schedules the end of the tick (`kvstore.node.loop`).
         now_ms: Monotonic time in milliseconds.
@@ -106,12 +107,14 @@ class Router:
         self,
         me: NodeId,
         table: SlotTable,
+        slot_count: int,
         links: PeerLinks,
         wake: Callable[[], None],
         now_ms: Callable[[], int],
     ) -> None:
         self._me = me
         self._table = table
+        self._slot_count = slot_count
         self._links = links
         self._wake = wake
         self._now_ms = now_ms
@@ -133,8 +136,11 @@ class Router:
         if len(self._gatherings) >= REQUESTS_MAX:
             reply(Response(request.id, [_OVERLOADED] * len(request.ops), {}))
             return
-        slot_count = self._table.slot_count
-        slots = [_slot_for(op, slot_count) for op in request.ops]
+        slot_count = self._slot_count
+        if request.system:
+            slots = [slot_count] * len(request.ops)
+        else:
+            slots = [_slot_for(op, slot_count) for op in request.ops]
         deadline_ms = self._now_ms() + request.timeout_ms
         gathering = Gathering(request, slots, deadline_ms, reply)
         if not slots:
@@ -186,12 +192,13 @@ class Router:
             return
         leaving, self._leaving = self._leaving, defaultdict(list)
         now_ms = self._now_ms()
-        batches: defaultdict[tuple[NodeId, bool, int, int], list[Ticket]] = defaultdict(list)
+        batches: defaultdict[tuple[NodeId, bool, int, int, bool], list[Ticket]] = defaultdict(list)
         for (leader, retry, deadline_ms), tickets in leaving.items():
             for ticket in tickets:
-                client = ticket[0].request.client
-                batches[leader, retry, deadline_ms, client].append(ticket)
-        for (leader, retry, deadline_ms, client), tickets in batches.items():
+                request = ticket[0].request
+                kind = (leader, retry, deadline_ms, request.client, request.system)
+                batches[kind].append(ticket)
+        for (leader, retry, deadline_ms, client, _), tickets in batches.items():
             self._forward(leader, tickets, client, retry=retry, left_ms=deadline_ms - now_ms)
 
     def _forward(
@@ -211,7 +218,16 @@ class Router:
         number = min(numbers)
         offsets = [n - number for n in numbers]
         request = Request(
-            frame_id, client, number, retry, max(left_ms, 1), hops + 1, ops, seen, offsets
+            frame_id,
+            client,
+            number,
+            retry,
+            max(left_ms, 1),
+            hops + 1,
+            ops,
+            seen,
+            offsets,
+            tickets[0][0].request.system,
         )
         try:
             sent = self._links.forward(leader, request)

@@ -18,7 +18,7 @@ from cluster.operations import Code, Failed, Found, Page
 from kvstore.errors import SetupError
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
-from kvstore.node.door import check_operation, check_request
+from kvstore.node.door import check_operation, check_request, check_system_operation
 from kvstore.wire.frames import FrameError
 from kvstore.wire.protocol import (
     PROTOCOL_VERSION,
@@ -205,13 +205,15 @@ class Server:
         hello = connection.peer
         assert isinstance(hello, Hello)
         match frame:
-            case Request():
+            case Request(system=False):
                 self._on_request(connection, frame)
-            case SlotMessages() | Leads() | Gossip() if not (
+            case Request() | SlotMessages() | Leads() | Gossip() if not (
                 hello.role != "client" and host.knows(hello.node)
             ):
                 detail = "only nodes of this cluster may send this"
                 connection.refuse("cluster", detail, kind="stranger")
+            case Request():
+                self._on_request(connection, frame)
             case SlotMessages():
                 host.on_slot_messages(hello.node, frame.messages)
             case Gossip():
@@ -252,8 +254,9 @@ class Server:
             self._reply(connection, Response(request.id, [_NOT_FOUNDED] * len(request.ops), {}))
             return
         faults: dict[int, Failed] = {}
+        system = request.system
         for index, op in enumerate(request.ops):
-            failed = check_operation(op, slot_count)
+            failed = check_system_operation(op) if system else check_operation(op, slot_count)
             if failed is not None:
                 faults[index] = failed
         if not faults:
@@ -310,4 +313,5 @@ def without(request: Request, faults: dict[int, Failed]) -> Request:
         [request.ops[i] for i in kept],
         [request.seen[i] for i in kept] if request.seen else [],
         [request.offsets[i] if request.offsets else i for i in kept],
+        request.system,
     )

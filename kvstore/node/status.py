@@ -33,7 +33,8 @@ class StatusBoard:
         if node.topology is None:
             return Routes(frame_id, "", node.welcome().cluster_name, 0, 0, [], b"", b"")
         states = {n: m.state.name.lower() for n, m in node.gossip.swim.members().items()}
-        return node.directory.routes(frame_id, node.topology, states, node.id, node.table.led())
+        led = node.table.led_of(range(node.topology.slot_count))
+        return node.directory.routes(frame_id, node.topology, states, node.id, led)
 
     def members(self) -> list[MemberStatus]:
         """Every node of the topology with its state by gossip."""
@@ -41,10 +42,10 @@ class StatusBoard:
         if node.topology is None:
             return []
         now_ms = node.clock.now_ms()
-        led = Counter(node.table.leaders())
-        led[node.id] = sum(1 for _ in node.table.led())
+        data = range(node.topology.slot_count)
+        led = Counter(map(node.table.leader_of, data))
         held: Counter[NodeId] = Counter()
-        for slot in node.table.slots:
+        for slot in node.table.slots[: len(data)]:
             if slot is not None:
                 held.update(slot.config.members)
         known = node.gossip.swim.members()
@@ -108,8 +109,8 @@ class StatusBoard:
         reason = self.not_ready_reason()
         commit = node.commit
         sync_ms = 1_000 * commit.sync_seconds_total / commit.syncs if commit.syncs else 0.0
-        founded = node.topology is not None
-        slots = node.table.slots if founded else []
+        data = range(node.topology.slot_count if node.topology is not None else 0)
+        founded = len(data) > 0
         return NodeStatus(
             node.id,
             node.name,
@@ -120,8 +121,8 @@ class StatusBoard:
             stats.records_count,
             stats.disk_bytes,
             self._process.memory_info().rss,
-            sum(1 for _ in node.table.led()) if founded else 0,
-            sum(slot is not None and slot.holds_state for slot in slots),
+            sum(1 for _ in node.table.led_of(data)) if founded else 0,
+            sum((slot := node.table.slots[n]) is not None and slot.holds_state for n in data),
             node.router.in_flight if founded else 0,
             node.router.reads_total if founded else 0,
             node.router.writes_total if founded else 0,

@@ -32,9 +32,9 @@ __all__ = [
     "CLUSTER_ID",
     "FORMAT",
     "FORMAT_VERSION",
-    "FOUNDING_DOCUMENT",
     "MEMBER_ID",
     "PREFIX_BYTES",
+    "TOPOLOGY",
     "FormatError",
     "LogKey",
     "RecordKey",
@@ -54,7 +54,7 @@ __all__ = [
     "slot_range",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a build writes what the one before cannot read."""
 
 _PREFIX = Struct(">HI")
@@ -136,7 +136,7 @@ def meta_slot_key(slot: int) -> bytes:
 FORMAT = meta_node_key("format")
 CLUSTER_ID = meta_node_key("cluster")
 MEMBER_ID = meta_node_key("member")
-FOUNDING_DOCUMENT = meta_node_key("founding")
+TOPOLOGY = meta_node_key("topology")
 
 
 def parse_prefix(key: bytes) -> tuple[int, int]:

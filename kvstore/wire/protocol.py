@@ -72,7 +72,8 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
     are given because only some of a batch are sent (again) (rule 5). ``seen[i]`` is the newest
     committed position (20 bytes, `cluster.records.pack_version`) that the client knew of operation
     ``i``'s slot before its first attempt, empty if none; an empty list stands for "none at all".
-    ``timeout_ms`` is the time left to the caller; ``hops`` counts forwards.
+    ``timeout_ms`` is the time left to the caller; ``hops`` counts forwards. ``system``: the
+    operations are on the system slot (rule 17), whatever their keys hash to; for nodes only.
     """
 
     id: int
@@ -84,6 +85,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag=70):
     ops: Annotated[list[Operation], _ONE_PER_OPERATION]
     seen: Annotated[list[bytes], _ONE_PER_OPERATION]
     offsets: Annotated[list[int], _ONE_PER_OPERATION] = []
+    system: bool = False
 
 
 class Response(msgspec.Struct, frozen=True, array_like=True, tag=71):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.limits import KEY_BYTES_MAX
+from cluster.limits import KEY_BYTES_MAX, SLOT_COUNT_MAX
 from cluster.operations import Code, Failed, Result, Scan
 from cluster.slots import slot_of
 from kvstore.http import HttpSettings
@@ -159,7 +159,7 @@ async def test_bad_cursors(http: Harness) -> None:
 
 
 @given(
-    slot=st.integers(0, 65_535),
+    slot=st.integers(0, SLOT_COUNT_MAX - 1),
     after=st.binary(max_size=KEY_BYTES_MAX),
     prefix=st.binary(max_size=50),
 )

@@ -21,6 +21,7 @@ from cluster.operations import (
     Put,
 )
 from cluster.swim_messages import Ping
+from cluster.system_slot import TOPOLOGY_KEY
 from kvstore.wire.frames import LENGTH_BYTES, encode_frame
 from kvstore.wire.protocol import (
     MAGIC,
@@ -235,6 +236,7 @@ FROM_NODES: list[Frame] = [
     SlotMessages([Prepare(n, Ballot(99, STRANGER_ID)) for n in range(SLOT_COUNT)]),
     Gossip(Ping(1, [])),
     Leads(True, bytes(2), bytes(20), b""),
+    msgspec.structs.replace(put(TOPOLOGY_KEY), system=True),
 ]
 
 NO_NODES = {
@@ -261,7 +263,7 @@ async def test_only_nodes_speak_for_slots_and_members(site: Site, frame: Frame, 
     [
         Leads(True, b"\0", b"", b""),
         Leads(True, b"\0\1", b"", b""),
-        Leads(True, SLOT_COUNT.to_bytes(2, "big"), bytes(20), b""),
+        Leads(True, (SLOT_COUNT + 1).to_bytes(2, "big"), bytes(20), b""),
         Leads(False, b"", b"", b"\xff\xff"),
     ],
     ids=["half a slot", "no position", "a slot too high", "a lost slot too high"],
