@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from cluster.slot import Context, Slot
     from cluster.slot_config import SlotConfig
 
-    Plan = Callable[[SlotConfig, "Round", Container[NodeId], Context], list[NodeId]]
+    Plan = Callable[[SlotConfig, int, Container[NodeId], Context], list[NodeId]]
+    """Whom question ``number`` puts to slots of a config; ``chosen`` are asked about others."""
 
 ROUND_TIMEOUT_MS = 10_000
 """A round without a quorum is forgotten after this; its callers have given up long before."""
@@ -63,18 +64,22 @@ def read_key(slot: Slot, get: Get, ctx: Context) -> Result:
 
 
 class Round:
-    """One confirmation for many reads."""
+    """One confirmation for many reads, by one question or, where that is slow, several."""
 
-    __slots__ = ("asked", "asked_ms", "confirmed", "number", "reads", "since_ms")
+    __slots__ = ("asked", "asked_ms", "numbers", "partly", "reads", "since_ms", "wholly")
 
-    def __init__(self, number: int, now_ms: int) -> None:
-        self.number = number
-        self.since_ms = self.asked_ms = now_ms
+    def __init__(self) -> None:
+        self.since_ms = self.asked_ms = 0
         self.reads: dict[Slot, SlotReads] = {}
-        self.asked: dict[NodeId, frozenset[int]] = {}
-        """Node -> slots that it was asked about."""
-        self.confirmed: dict[NodeId, frozenset[int]] = {}
-        """Node -> slots that it denied."""
+        """Those that are not confirmed yet."""
+        self.numbers: list[int] = []
+        """Of its questions."""
+        self.asked: dict[tuple[int, NodeId], frozenset[int] | None] = {}
+        """Question and node -> the slots that it was about, None for all; until the answer."""
+        self.wholly: set[NodeId] = set()
+        """Who confirmed all of the round's slots ..."""
+        self.partly: list[tuple[NodeId, frozenset[int]]] = []
+        """... and who confirmed only these."""
 
 
 class SlotReads:
@@ -100,8 +105,10 @@ class Reads:
 
     def __init__(self, slot_at: Callable[[int], Slot | None], first_round: int) -> None:
         self._slot_at = slot_at
-        self._next = Round(first_round, 0)
+        self._number = first_round
+        self._next = Round()
         self._sent: dict[int, Round] = {}
+        """By the number of each question."""
         self._slow: set[NodeId] = set()
 
     def join(self, slot: Slot, primary: Primary, ticket: Ticket, result: Result) -> None:
@@ -125,50 +132,51 @@ class Reads:
         round_ = self._next
         if not round_.reads:
             return
-        self._next = Round(round_.number + 1, ctx.now_ms)
+        self._next = Round()
         round_.since_ms = ctx.now_ms
-        self._sent[round_.number] = round_
         self._ask(round_, ctx, self._plan)
-        round_.asked[ctx.me] = frozenset(slot.number for slot in round_.reads)
-        self._on_confirmed(ctx.me, round_, frozenset(), ctx)
+        round_.wholly.add(ctx.me)
+        self._release(round_, ctx)
 
     def _ask(self, round_: Round, ctx: Context, plan: Plan) -> None:
-        """Ask the peers of the plan; one `Confirm` to each, for all of its slots."""
+        """Put a question to the peers of the plan; one `Confirm` to each, for all of its slots.
+
+        Each question has a number of its own, so that an answer speaks for the slots that it was
+        asked about, whatever else the same peer is asked later.
+        """
+        number = self._number
+        self._number += 1
+        self._sent[number] = round_
+        round_.numbers.append(number)
+        round_.asked_ms = ctx.now_ms
         per_peer: dict[NodeId, tuple[array[int], array[int]]] = {}
         plans: dict[int, list[NodeId]] = {}
         for slot, reads in round_.reads.items():
             peers = plans.get(id(slot.config))
             if peers is None:
-                peers = plans[id(slot.config)] = plan(slot.config, round_, per_peer, ctx)
+                peers = plans[id(slot.config)] = plan(slot.config, number, per_peer, ctx)
             for peer in peers:
                 asked = per_peer.get(peer)
                 if asked is None:
                     asked = per_peer[peer] = (array("H"), array("I"))
                 asked[0].append(slot.number)
                 asked[1].append(reads.primary.ballot.round)
-        round_.asked_ms = ctx.now_ms
         for peer, (slots, rounds) in per_peer.items():
-            round_.asked[peer] = round_.asked.get(peer, frozenset()).union(slots)
-            ctx.out.send[peer].append(Confirm(round_.number, slots.tobytes(), rounds.tobytes()))
+            all_of_them = len(slots) == len(round_.reads)
+            round_.asked[number, peer] = None if all_of_them else frozenset(slots)
+            ctx.out.send[peer].append(Confirm(number, slots.tobytes(), rounds.tobytes()))
 
     def _plan(
-        self, config: SlotConfig, round_: Round, chosen: Container[NodeId], ctx: Context
+        self, config: SlotConfig, number: int, chosen: Container[NodeId], ctx: Context
     ) -> list[NodeId]:
         """As many peers as a quorum needs beside this node, those that are asked anyway first."""
-        others = [node for node in config.members if node != ctx.me]
+        others = _everyone(config, number, chosen, ctx)
         if len(config.sets) != 1 or not others:
             return others
-        turn = round_.number % len(others)
+        turn = number % len(others)
         others = others[turn:] + others[:turn]
         others.sort(key=lambda n: (n not in ctx.reachable, n in self._slow, n not in chosen))
         return others[: len(config.members) // 2]
-
-    @staticmethod
-    def _rest(
-        config: SlotConfig, round_: Round, chosen: Container[NodeId], ctx: Context
-    ) -> list[NodeId]:
-        """Everyone who has not confirmed."""
-        return [node for node in config.members if node not in round_.confirmed]
 
     def on_confirm(self, sender: NodeId, confirm: Confirm, ctx: Context) -> None:
         """A primary asks whether it is still the one."""
@@ -188,17 +196,20 @@ class Reads:
         """A peer's answer; the reads that now have a quorum are released."""
         self._slow.discard(sender)
         round_ = self._sent.get(confirmed.number)
-        if round_ is not None and sender in round_.asked:
-            self._on_confirmed(sender, round_, frozenset(array("H", confirmed.denied)), ctx)
+        question = (confirmed.number, sender)
+        if round_ is None or question not in round_.asked:
+            return  # doubled, or its reads were released long ago
+        slots = round_.asked.pop(question)
+        if slots is None and not confirmed.denied:
+            round_.wholly.add(sender)
+        else:
+            if slots is None:
+                slots = frozenset(slot.number for slot in round_.reads)
+            round_.partly.append((sender, slots - frozenset(array("H", confirmed.denied))))
+        self._release(round_, ctx)
 
-    def _on_confirmed(
-        self, sender: NodeId, round_: Round, denied: frozenset[int], ctx: Context
-    ) -> None:
-        round_.confirmed[sender] = denied
-        alike = not any(
-            no or len(round_.asked[node]) < len(round_.reads)
-            for node, no in round_.confirmed.items()
-        )
+    def _release(self, round_: Round, ctx: Context) -> None:
+        """Let go the reads of every slot that a quorum has confirmed."""
         enough: dict[int, bool] = {}
         left: dict[Slot, SlotReads] = {}
         for slot, reads in round_.reads.items():
@@ -206,18 +217,13 @@ class Reads:
             if slot.role is not reads.primary:
                 self._move(reads, ctx)
                 continue
-            if not alike:  # a peer speaks for the slots that it was asked about, and no others
-                number, asked = slot.number, round_.asked
-                who = {
-                    node
-                    for node, no in round_.confirmed.items()
-                    if number in asked[node] and number not in no
-                }
-                confirmed = is_quorum(who, config)
+            if round_.partly:  # a peer speaks for the slots that it was asked about, and no others
+                who = {node for node, slots in round_.partly if slot.number in slots}
+                confirmed = is_quorum(who | round_.wholly, config)
             elif (known := enough.get(id(config))) is not None:
                 confirmed = known
             else:
-                confirmed = enough[id(config)] = is_quorum(round_.confirmed, config)
+                confirmed = enough[id(config)] = is_quorum(round_.wholly, config)
             if not confirmed:
                 left[slot] = reads
                 continue
@@ -226,10 +232,13 @@ class Reads:
                 waiting.confirmed = True
                 if not waiting.queued:
                     ctx.out.answers.append((waiting.ticket, waiting.result))
-        if left:
-            round_.reads = left
-        else:
-            del self._sent[round_.number]
+        round_.reads = left
+        if not left:
+            self._forget(round_)
+
+    def _forget(self, round_: Round) -> None:
+        for number in round_.numbers:
+            del self._sent[number]
 
     def _move(self, reads: SlotReads, ctx: Context) -> None:
         """The primary that took these leads no more; what it had queued moved when it stopped."""
@@ -238,14 +247,20 @@ class Reads:
 
     def tick(self, ctx: Context) -> None:
         """Ask everyone where a round waits; forget those that never found a quorum."""
-        for round_ in list(self._sent.values()):
+        for round_ in dict.fromkeys(self._sent.values()):
             age_ms = ctx.now_ms - round_.since_ms
             if age_ms > ROUND_TIMEOUT_MS:
-                del self._sent[round_.number]
+                self._forget(round_)
                 for reads in round_.reads.values():
                     self._move(reads, ctx)
             elif ctx.now_ms - round_.asked_ms >= (
                 ASK_REST_AFTER_MS if round_.asked_ms == round_.since_ms else ASK_AGAIN_AFTER_MS
             ):
-                self._slow |= round_.asked - round_.confirmed.keys()
-                self._ask(round_, ctx, self._rest)
+                self._slow.update(node for _, node in round_.asked)
+                self._ask(round_, ctx, _everyone)
+
+
+def _everyone(
+    config: SlotConfig, number: int, chosen: Container[NodeId], ctx: Context
+) -> list[NodeId]:
+    return [node for node in config.members if node != ctx.me]
