@@ -54,7 +54,7 @@ def on_chunk(slot: Slot, sender: NodeId, chunk: Chunk, ctx: Context) -> None:
         if not chunk.more:
             switch(slot, copy, ctx)
             return
-        copy.after = chunk.changes[-1][0]
+        copy.after, copy.taken_ms = chunk.changes[-1][0], ctx.now_ms
     elif chunk.after != copy.after and chunk.head is None:
         return  # doubled
     ctx.out.send[sender].append(Fetch(slot.number, chunk.ballot, copy.after))
@@ -83,7 +83,7 @@ def begin_copy(slot: Slot, source: NodeId, chunk: Chunk, head: Head, ctx: Contex
     for sequence, entry in head.entries:
         if sequence >= log_begin(content.sequence):
             ctx.store.log(prefix, sequence, entry)
-    return Copy(chunk.ballot, source, content)
+    return Copy(chunk.ballot, source, content, ctx.now_ms)
 
 
 def switch(slot: Slot, copy: Copy, ctx: Context) -> None:

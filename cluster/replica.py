@@ -47,12 +47,9 @@ def apply(
 def on_accept(slot: Slot, sender: NodeId, accept: Accept, ctx: Context) -> None:
     """Take the primary's next operation, or say what is in the way (R2)."""
     ballot = accept.ballot
-    if slot.established == ballot == slot.promised:
+    if slot.established == ballot == slot.promised and accept.sequence <= slot.sequence + 1:
         if accept.sequence == slot.sequence + 1:
             apply(slot, accept.sequence, accept.entry, accept.changes, accept.config, ctx)
-        elif accept.sequence > slot.sequence:
-            send_gap(slot, sender, accept, ctx)
-            return
         ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
     elif slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))

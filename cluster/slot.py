@@ -175,12 +175,14 @@ class Copy:
     sequence, a config, and no role.
     """
 
-    __slots__ = ("after", "ballot", "content", "source")
+    __slots__ = ("after", "ballot", "content", "source", "taken_ms")
 
-    def __init__(self, ballot: Ballot, source: NodeId, content: Slot) -> None:
+    def __init__(self, ballot: Ballot, source: NodeId, content: Slot, now_ms: int) -> None:
         self.ballot = ballot
         self.source = source
         self.content = content
+        self.taken_ms = now_ms
+        """When the newest page came."""
         self.after = b""
         """The last key that was taken; empty before the first."""
 

@@ -30,7 +30,7 @@ from cluster.messages import (
 from cluster.quorum import is_quorum
 from cluster.replica import step_down
 from cluster.slot import Candidate, Primary
-from cluster.transfer import content_for, install, send_first_chunk, touched_keys
+from cluster.transfer import BRING_AGAIN_MS, content_for, install, send_first_chunk, touched_keys
 
 if TYPE_CHECKING:
     from cluster.slot import Context, Slot
@@ -66,9 +66,15 @@ def ask(slot: Slot, ctx: Context) -> None:
 
 
 def on_ask(slot: Slot, sender: NodeId, message: Ask, ctx: Context) -> None:
-    """Say yes unless this node can reach a primary, or the ballot is too low (R10)."""
-    leader = ctx.leader_of.get(slot.number)
+    """Say yes unless this node can reach a primary, or the ballot is too low (R10).
+
+    Whoever brings this node a whole copy is as good as a primary: it may need this copy to be
+    established, and a copy that takes longer than patience must still come to its end.
+    """
+    leader, copy = ctx.leader_of.get(slot.number), slot.copy
     led = isinstance(slot.role, Primary) or (leader in ctx.reachable and leader != sender)
+    if copy is not None and copy.source in ctx.reachable and copy.source != sender:
+        led = led or ctx.now_ms - copy.taken_ms <= BRING_AGAIN_MS
     if slot.holds_state and not led:
         if message.ballot <= slot.promised:
             ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
