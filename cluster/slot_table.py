@@ -327,6 +327,17 @@ class SlotTable:
             return self._ctx.me
         return self._ctx.leader_of.get(number)
 
+    def leaders_of(self, numbers: Iterable[int]) -> list[NodeId | None]:
+        """`leader_of` for many: whoever waits for a node to be ready asks for all, often."""
+        slots, ctx = self.slots, self._ctx
+        me, others = ctx.me, ctx.leader_of
+        return [
+            me
+            if (slot := slots[n]) is not None and type(p := slot.role) is Primary and p.serving
+            else others.get(n)
+            for n in numbers
+        ]
+
     def want(self, number: int) -> NodeId | None:
         """Who should be asked for a slot without a known leader: the first reachable member (R10).
 

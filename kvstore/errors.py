@@ -118,7 +118,7 @@ class PartialFailure(KVError):
 
     def __init__(self, message: str, errors: Mapping[str | bytes, KVError]) -> None:
         super().__init__(message)
-        self.errors = dict(errors)
+        self.errors: dict[str | bytes, KVError] = dict(errors)
 
 
 class CorruptValue(KVError):

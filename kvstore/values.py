@@ -58,6 +58,7 @@ def check_key(key: str | bytes) -> bytes:
     Raises:
         BadRequest: it is no str or bytes, is empty, over 4,096 bytes, or not encodable.
     """
+    text = isinstance(key, str)
     if type(key) is not bytes:
         if not isinstance(key, str):
             if not isinstance(key, bytes):
@@ -72,8 +73,9 @@ def check_key(key: str | bytes) -> bytes:
         return key
     if not key:
         raise BadRequest("the key is empty: a key has 1 to 4,096 bytes")
+    begin = key[:40].decode(errors="ignore") if text else key[:40]
     raise BadRequest(
-        f"the key {key[:40]!r}... has {len(key):,} bytes, the limit is {KEY_BYTES_MAX:,}: "
+        f"the key {begin!r}... has {len(key):,} bytes, the limit is {KEY_BYTES_MAX:,}: "
         "shorten it, or use its hash"
     )
 

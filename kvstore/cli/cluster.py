@@ -58,7 +58,7 @@ _MEMBER_COLUMNS: Final = (
 
 @click.command()
 @cluster_options
-@output_option("table", "wide", "json")
+@output_option
 @click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
 def status(url: str, timeout: float, output: str, watch: bool) -> None:
     """The cluster on one screen, and what is wrong with it."""
@@ -74,7 +74,7 @@ def status(url: str, timeout: float, output: str, watch: bool) -> None:
 
 @click.command()
 @cluster_options
-@output_option("table", "json", "name")
+@output_option
 @click.option("--from", "viewer", metavar="NODE", help="As this node alone sees it.")
 def members(url: str, timeout: float, output: str, viewer: str | None) -> None:
     """Which nodes are in, and how they are.
@@ -90,7 +90,7 @@ def members(url: str, timeout: float, output: str, viewer: str | None) -> None:
 
 @click.command()
 @cluster_options
-@output_option("table", "json")
+@output_option
 @click.argument("key", required=False)
 def slots(url: str, timeout: float, output: str, key: str | None) -> None:
     """Where KEY lives; without KEY, how many slots each node is primary of."""
@@ -99,11 +99,10 @@ def slots(url: str, timeout: float, output: str, key: str | None) -> None:
         if output == "json":
             print_json(_builtins(found))
             return
-        columns = ["slot", "primary", "members", "ballot", "sequence"]
+        columns = ["slot", "primary", "members", "ballot", "sequence", "role", "committed"]
         names = ",".join(found.members + [f"{name}(learning)" for name in found.learners])
-        print_columns(
-            columns, [(found.slot, found.primary or "", names, found.ballot, found.sequence)]
-        )
+        row = [found.slot, found.primary, names, found.ballot, found.sequence, found.role]
+        print_rows(output, columns, [[*row, found.committed]], wide=columns[-2:])
         return
     routes = asyncio.run(learn_routes(url, timeout))
     rows = [
@@ -172,6 +171,10 @@ def _print_status(snapshot: Snapshot, output: str) -> None:
             }
         )
         return
+    if output == "name":
+        for member in members_:
+            click.echo(member.name)
+        return
     click.echo(
         f"cluster {routes.cluster_name}  id {routes.cluster_id}  epoch {routes.epoch}  "
         f"slots {routes.slot_count}"
@@ -215,7 +218,7 @@ def _status_row(snapshot: Snapshot, at: int, member: MemberStatus) -> list[objec
         *row,
         told.slots_led,
         told.slots_held,
-        told.keys_estimate,
+        f"~{told.keys_estimate}",
         human_bytes(told.disk_bytes),
         human_bytes(told.memory_bytes),
         _time(told.uptime_ms),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvstore.cli.output import ExitStatus, cluster_options, connect, output_option, print_columns
-from kvstore.errors import BadRequest
+from kvstore.errors import BadRequest, WrongType
 from kvstore.json_values import dump_json, load_json
 
 if TYPE_CHECKING:
@@ -144,18 +144,23 @@ def delete(
 def incr(url: str, timeout: float, key: str, by: int, operation_id: str | None) -> None:
     """Add to the integer under KEY (absent is 0) and print the new number."""
     with connect(url, timeout) as client:
-        click.echo(client.incr(key_argument(key), by, operation_id=operation_id))
+        try:
+            number = client.incr(key_argument(key), by, operation_id=operation_id)
+        except WrongType as error:
+            raise WrongType(f"{error}; `kvstore put --json` stores a number as a number") from None
+    click.echo(number)
 
 
 @click.command()
 @cluster_options
-@output_option("table", "json", "name")
+@output_option
 @click.argument("prefix", default="")
 @click.option("--limit", type=click.IntRange(min=1), help="Stop after so many.")
 def scan(url: str, timeout: float, output: str, prefix: str, limit: int | None) -> None:
     """List the keys that begin with PREFIX (all without it), with their values.
 
-    -o json prints one JSON object a line, as `kvstore load` reads it; -o name the keys alone.
+    -o json prints one JSON object a line, as `kvstore load` reads it; -o name the keys alone;
+    -o wide whole values, with their versions.
     """
     with connect(url, timeout) as client:
         pages = scan_pages(client, key_argument(prefix), limit, values=output != "name")
@@ -167,8 +172,11 @@ def scan(url: str, timeout: float, output: str, prefix: str, limit: int | None) 
                 for key, entry in zip(keys, entries, strict=True):
                     write_line(dump_json({"key": key, "value": entry.value}))
             else:
-                rows = [(_shown(k), _preview(e)) for k, e in zip(keys, entries, strict=True)]
-                print_columns(["key", "value"], rows, head=number == 0)
+                wide = output == "wide"
+                columns = ["key", "version", "value"] if wide else ["key", "value"]
+                pairs = zip(keys, entries, strict=True)
+                rows = [(_shown(k), *([e.version] * wide), _preview(e, wide)) for k, e in pairs]
+                print_columns(columns, rows, head=number == 0)
 
 
 def scan_pages(
@@ -241,8 +249,8 @@ def _shown(key: str | bytes) -> str:
     return key if isinstance(key, str) else repr(key)
 
 
-def _preview(entry: Entry) -> str:
+def _preview(entry: Entry, whole: bool) -> str:
     value = entry.value
     text = value if isinstance(value, str) else dump_json(value).decode()
     text = " ".join(text.split()) if isinstance(value, str) else text
-    return text if len(text) <= VALUE_SHOWN_MAX else f"{text[: VALUE_SHOWN_MAX - 3]}..."
+    return text if whole or len(text) <= VALUE_SHOWN_MAX else f"{text[: VALUE_SHOWN_MAX - 3]}..."

@@ -80,7 +80,7 @@ class Check(NamedTuple):
 
 @click.command()
 @cluster_options
-@output_option("table", "json")
+@output_option
 @click.option(
     "--dir",
     "directory",
@@ -90,7 +90,7 @@ class Check(NamedTuple):
     help="Where a node of this machine keeps its data.",
 )
 def doctor(url: str, timeout: float, output: str, directory: Path) -> int:
-    """Find what would hurt, and what to do about it.
+    """Find what would hurt, and what to do about it; -o name lists only what is not ok.
 
     Ends with status 1 if something is bad, 0 otherwise.
     """
@@ -99,6 +99,9 @@ def doctor(url: str, timeout: float, output: str, directory: Path) -> int:
         print_json(
             [{"group": name} | one._asdict() for name, checks in groups.items() for one in checks]
         )
+    elif output == "name":
+        for one in (one for checks in groups.values() for one in checks if one.state != "ok"):
+            click.echo(one.name)
     else:
         rows = [(one.state, one.name, one.found) for checks in groups.values() for one in checks]
         print_columns(["state", "check", "found"], rows)

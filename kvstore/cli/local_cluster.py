@@ -84,6 +84,17 @@ class LocalNode:
             self.process.send_signal(number)
             self.frozen = number == signal.SIGSTOP or (self.frozen and number != signal.SIGCONT)
 
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop it cleanly, kill it if it does not listen; return when it has ended."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        if self.process is not None:
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
     def log_tail(self) -> str:
         """The last lines of its log."""
         lines = self.log_path.read_text(errors="replace").splitlines()
@@ -185,12 +196,7 @@ class LocalCluster:
             node.signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for node in self.nodes:
-            if node.process is not None:
-                try:
-                    node.process.wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    node.process.kill()
-                    node.process.wait()
+            node.stop(max(0.1, deadline - time.monotonic()))
 
 
 def check_port_free(port: int, name: str, flag: str) -> None:

@@ -60,9 +60,10 @@ def status_of(error: KVError) -> ExitStatus:
 
 
 def describe(error: KVError) -> str:
-    """The error as one line for a person, with the id that settles an unknown outcome."""
+    """The error as one line for a person; what settles an unknown outcome as the option it is."""
     if isinstance(error, OutcomeUnknown):
-        return f"{error} (operation id {error.operation_id})"
+        option = f"--operation-id {error.operation_id}"
+        return str(error).replace(f"operation_id={error.operation_id!r}", option)
     return str(error)
 
 
@@ -85,16 +86,16 @@ def cluster_options(command: _F) -> _F:
     )(command)
 
 
-def output_option(*forms: str) -> Callable[[_F], _F]:
-    """Option ``-o`` with these forms, the first by default, as argument ``output``."""
+def output_option(command: _F) -> _F:
+    """Option ``-o``, the same for every command that has it, as argument ``output``."""
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(forms or ("table", "json", "wide", "name")),
-        default=forms[0] if forms else "table",
+        type=click.Choice(["table", "wide", "json", "name"]),
+        default="table",
         show_default=True,
-        help="Form of the output.",
-    )
+        help="Form of the output; wide leaves out nothing, name is for other commands.",
+    )(command)
 
 
 def connect(url: str, timeout: float) -> Client:

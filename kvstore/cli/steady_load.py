@@ -36,8 +36,8 @@ class SteadyLoad:
         self.lost = 0
         self.failed = 0
         self.unknown = 0
-        self.pause_longest_s = 0.0
-        """The longest time between two successful writes since `forget_pause`."""
+        self._pause_longest_s = 0.0
+        self._last_success: float | None = None
         self.last_error = ""
 
     def start(self) -> None:
@@ -49,9 +49,15 @@ class SteadyLoad:
         self._stopping.set()
         self._thread.join()
 
-    def forget_pause(self) -> None:
-        """A new fault begins: what was the longest pause before is of no interest any more."""
-        self.pause_longest_s = 0.0
+    def begin_fault(self) -> None:
+        """A new fault begins: what was wrong before is of no interest any more."""
+        self._pause_longest_s, self.last_error = 0.0, ""
+
+    def pause_longest_s(self) -> float:
+        """The longest time without a successful write since `begin_fault`, the present included."""
+        last = self._last_success
+        present = time.monotonic() - last if last is not None else 0.0
+        return max(self._pause_longest_s, present)
 
     @property
     def rate(self) -> float:
@@ -60,7 +66,6 @@ class SteadyLoad:
         return sum(at > now - WINDOW_S for at in list(self._times)) / WINDOW_S
 
     def _run(self) -> None:
-        last = time.monotonic()
         with connect(self._url) as client:
             number = 0
             while not self._stopping.is_set():
@@ -71,8 +76,9 @@ class SteadyLoad:
                     self._acknowledged[key] = number
                     self.writes += 1
                     now = time.monotonic()
-                    self.pause_longest_s = max(self.pause_longest_s, now - last)
-                    last = now
+                    pause_s = now - (self._last_success or now)
+                    self._pause_longest_s = max(self._pause_longest_s, pause_s)
+                    self._last_success = now
                     self._times = [*self._times[-2_000:], now]
                     if number % READ_EVERY == 0:
                         self._check(client, KEYS[(number * 7) % len(KEYS)])

@@ -142,15 +142,17 @@ def _watch(
     if steady is not None:
         steady.stop()
         console.print(load_line(steady))
+        if steady.last_error:
+            console.print(f"last error: {steady.last_error}")
 
 
 def load_line(load: SteadyLoad) -> str:
     """The steady load's figures."""
-    line = (
-        f"load: {load.rate:,.0f} writes/s   longest pause {load.pause_longest_s * 1000:,.0f} ms   "
+    pause_ms = 1_000 * load.pause_longest_s()
+    return (
+        f"load: {load.rate:,.0f} writes/s   longest pause {pause_ms:,.0f} ms   "
         f"acknowledged writes lost: {load.lost}   failed: {load.failed}   unknown: {load.unknown}"
     )
-    return f"{line}   ({load.last_error})" if load.last_error else line
 
 
 class Dashboard:
@@ -204,7 +206,7 @@ class Dashboard:
 
     def _act(self, action: str, node: LocalNode) -> str:
         if self._load is not None:
-            self._load.forget_pause()
+            self._load.begin_fault()
         if action == "k":
             node.signal(signal.SIGKILL)
             return f"{node.name}: killed (SIGKILL)"
@@ -215,10 +217,7 @@ class Dashboard:
             node.signal(signal.SIGSTOP)
             return f"{node.name}: frozen (SIGSTOP)"
         if node.state in ("running", "frozen"):
-            node.signal(signal.SIGCONT)
-            node.signal(signal.SIGTERM)
-            assert node.process is not None
-            node.process.wait()
+            node.stop()
         self._cluster.start_node(node)
         return f"{node.name}: started"
 
@@ -241,5 +240,7 @@ class Dashboard:
         rows.add_row(grid)
         if self._load is not None:
             rows.add_row(load_line(self._load))
+            if self._load.last_error:
+                rows.add_row(Text(f"last error: {self._load.last_error}", style="red"))
         rows.add_row(Text(f"{KEYS_HELP}   {self._note}", style="dim"))
         return rows

@@ -43,11 +43,11 @@ class StatusBoard:
             return []
         now_ms = node.clock.now_ms()
         data = range(node.topology.slot_count)
-        led = Counter(map(node.table.leader_of, data))
+        led = Counter(node.table.leaders_of(data))
         held: Counter[NodeId] = Counter()
-        for slot in node.table.slots[: len(data)]:
-            if slot is not None:
-                held.update(slot.config.members)
+        slots = node.table.slots[: len(data)]
+        for config, count in Counter(slot.config for slot in slots if slot is not None).items():
+            held.update(dict.fromkeys(config.members, count))
         known = node.gossip.swim.members()
         found = []
         for listed in node.topology.nodes:
@@ -99,7 +99,7 @@ class StatusBoard:
         node = self._node
         if node.topology is None:
             return "the cluster is not founded yet: this node waits for the other founders"
-        waiting = sum(node.table.leader_of(n) is None for n in range(node.topology.slot_count))
+        waiting = node.table.leaders_of(range(node.topology.slot_count)).count(None)
         return f"{waiting} slots have no primary that this node knows" if waiting else ""
 
     def status(self) -> NodeStatus:

@@ -46,7 +46,7 @@ def test_status_is_a_row_a_node_and_what_is_wrong(admin: FakeAdmin) -> None:
     assert head == ["cluster", "fake", "id", "fake-1", "epoch", "4", "slots", "12"]
     assert columns[:7] == ["NAME", "STATE", "ZONE", "ADDRESS", "HTTP", "LED", "HELD"]
     assert nodes[1][:4] == ["n2", "alive", "a", admin.addresses[1]]
-    assert nodes[1][5:] == ["4", "12", "0", "5.0MiB", "1.0MiB", "5s", "0"]
+    assert nodes[1][5:] == ["4", "12", "~0", "5.0MiB", "1.0MiB", "5s", "0"]
     assert text.splitlines()[-2:] == ["problems:", "  an fsync takes 80 ms (says n2)"]
     assert len(rows(run(commands.status, admin.url, "-o", "wide"))[2]) == len(columns) + 5
 

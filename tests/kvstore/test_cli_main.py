@@ -13,7 +13,9 @@ import pytest
 import kvstore.log
 import kvstore.process
 from kvstore.cli.main import main
-from kvstore.cli.output import ExitStatus
+from kvstore.cli.output import ExitStatus, describe
+from kvstore.client.core import Unsettled
+from kvstore.client.outcomes import error_of
 from kvstore.errors import SetupError
 
 if TYPE_CHECKING:
@@ -176,6 +178,12 @@ def test_the_status_of_the_node_is_the_status_of_the_command(
         ExitStatus.USAGE,
         "kvstore: port 7401 is taken: choose another with --port\n",
     )
+
+
+def test_an_unknown_outcome_names_the_option_that_settles_it() -> None:
+    error = error_of(Unsettled("ab-1-cd", "n1 did not answer"), "incr of 'k'")
+    assert describe(error).count("ab-1-cd") == 1
+    assert "repeat it with --operation-id ab-1-cd to settle it" in describe(error)
 
 
 def logged(form: str) -> list[str]:

@@ -87,7 +87,9 @@ def test_statuses_tell_what_happened(sh: Shell) -> None:
     assert sh(data.delete, "d:none").status == 1
     sh(data.put, "d:there", "1")
     assert sh(data.put, "d:there", "2", "--if-absent").status == 5
-    assert sh(data.incr, "d:there").status == 2
+    refused = sh(data.incr, "d:there")
+    assert refused.status == 2
+    assert "put --json" in refused.err
     assert sh(data.put, "", "x").status == 2
     assert sh(data.delete, "d:there", "d:none").out == "1\n"
     nobody = CliRunner().invoke(
@@ -113,6 +115,12 @@ def test_scan_in_its_forms(sh: Shell, db: Client) -> None:
     table = sh(data.scan, "s:1").out.splitlines()
     assert table[0].split() == ["KEY", "VALUE"]
     assert len(table) == 12
+    db.put("s:long", "x" * 200)
+    head, row = sh(data.scan, "s:long", "-o", "wide").out.splitlines()
+    entry = db.get_entry("s:long")
+    assert entry is not None
+    assert head.split() == ["KEY", "VERSION", "VALUE"]
+    assert row.split() == ["s:long", entry.version, "x" * 200]
 
 
 def test_keys_that_are_no_text(sh: Shell, db: Client) -> None:

@@ -128,6 +128,7 @@ def test_keys_on_a_terminal_hurt_and_heal(tmp_path: Path) -> None:
         assert "acknowledged writes lost: 0" in running.text
         running.press("q")
         running.wait_for("stopped; the data is in")
+        running.process.wait(15)
     assert running.process.returncode == 0
 
 
