@@ -33,7 +33,7 @@ from cluster.records import (
     RecordError,
     decode_record,
     encode_record,
-    expires_at_ms,
+    is_expired,
     record_version,
 )
 
@@ -134,9 +134,7 @@ def _atomic(op: Atomic, version: bytes, prefix: bytes, ctx: Context) -> Evaluate
 def live_record(record_key: bytes, ctx: Context) -> bytes | None:
     """The record now, None if there is none or its time is over by this primary's clock (R7)."""
     record = ctx.store.read(record_key)
-    if record is None or (expires := expires_at_ms(record)) == 0 or expires > ctx.unix_ms:
-        return record
-    return None
+    return None if record is None or is_expired(record, ctx.unix_ms) else record
 
 
 def expired_keys(op: Write, prefix: bytes, ctx: Context) -> list[bytes]:

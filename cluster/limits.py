@@ -58,7 +58,7 @@ SCAN_PAGE_KEYS_MAX = 10_000
 """Keys in one page of a scan, read in one moment of one slot (rule 6) while that slot waits."""
 
 SCAN_PAGE_BYTES_MAX = 4 * 1_048_576
-"""Keys and records of one page; a page that is full says ``more`` and holds at least one entry."""
+"""Keys and records read for one page; one that is full says ``more`` (`cluster.scan`)."""
 
 CONNECTION_REQUESTS_IN_FLIGHT_MAX = 1_024
 """Unanswered requests of one connection; beyond it the node stops reading, so TCP slows it."""
@@ -74,6 +74,19 @@ PEER_BYTES_IN_FLIGHT_MAX = 4 * FRAME_BYTES_MAX
 
 SLOT_OPERATIONS_IN_FLIGHT_MAX = 16_384
 """Uncommitted operations of one slot at its primary; above it new ones are refused as overload."""
+
+EXPIRY_TICK_SLOT_COUNT_MAX = 256
+"""Slots that the removal of expired keys looks into in a tick: a millisecond where all are empty,
+and a round of 16,384 slots takes 64 ticks, 3 s (a minute where nothing has an expiry)."""
+
+EXPIRY_TICK_KEYS_MAX = 512
+"""Records that it reads, and so deletes, in a tick: about a millisecond, 10,000 a second."""
+
+EXPIRY_TICK_BYTES_MAX = 262_144
+"""... and their bytes (over by one record at most), so that large values cost 5 MiB/s of disk."""
+
+EXPIRY_SLOT_IN_FLIGHT_MAX = 256
+"""A slot with so many uncommitted operations is passed over: it is busy, or has no quorum."""
 
 KEY_LOG_ENTRIES_MAX = 256
 """Entries of a slot's key log: the reach of retries and short catch-ups, a cost of each write."""
@@ -146,6 +159,8 @@ assert 3 * NAME_BYTES_MAX + 2 * ADDRESS_BYTES_MAX < HANDSHAKE_BYTES_MAX
 # One full request is always admitted, whatever slot it aims at.
 assert ATOMIC_WRITES_MAX <= REQUEST_OPERATIONS_MAX
 assert SCAN_PAGE_KEYS_MAX <= REQUEST_OPERATIONS_MAX, "a page's keys can be asked for in one request"
+assert EXPIRY_TICK_KEYS_MAX <= ATOMIC_WRITES_MAX, "they are deleted by one operation"
+assert EXPIRY_SLOT_IN_FLIGHT_MAX < SLOT_OPERATIONS_IN_FLIGHT_MAX, "clients come first"
 assert REQUEST_OPERATIONS_MAX <= SLOT_OPERATIONS_IN_FLIGHT_MAX <= PEER_ACCEPTS_IN_FLIGHT_MAX
 
 # Percent-encoding trebles a key.

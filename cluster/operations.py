@@ -120,7 +120,10 @@ class Absent(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
 
 
 class Page(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
-    """Keys of a slot in order, with their records if asked for; ``more`` = the page is full."""
+    """Keys of a slot in order, with their records if asked for; ``more``: the scan goes on.
+
+    A page may be empty and say ``more``; then the same ``after`` is asked again (`cluster.scan`).
+    """
 
     keys: list[bytes]
     records: list[bytes]

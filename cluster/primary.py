@@ -66,12 +66,13 @@ def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Result | No
     assert not isinstance(call.operation, Get | Scan)
     changes, result = evaluate(call.operation, version, slot.prefix, ctx)
     if changes is None:
-        changes = [(key, None) for key in expired_keys(call.operation, slot.prefix, ctx)]  # R7
+        expired = expired_keys(call.operation, slot.prefix, ctx)  # R7
         if not retried:
-            if changes:
-                propose(slot, primary, (0, 0), changes, None, ctx)
+            if expired:
+                delete_expired(slot, primary, expired, ctx)
             return result
         # R5: written down, even without a change, so that no other attempt can still succeed
+        changes = [(key, None) for key in expired]
     propose(slot, primary, op_id, changes, result, ctx)
     queue(primary, Waiting(slot.sequence, call.ticket, result, confirmed=True))
     return None
@@ -131,6 +132,11 @@ def propose(
     ctx.out.after_fsync[ctx.me].append(Ack(slot.number, ballot, sequence))
     if primary.feed is not None:
         primary.feed.add(sequence, changes)
+
+
+def delete_expired(slot: Slot, primary: Primary, keys: list[bytes], ctx: Context) -> None:
+    """Delete what was found to be over, in one operation that no client asked for (R7)."""
+    propose(slot, primary, (0, 0), [(key, None) for key in keys], None, ctx)
 
 
 def answer_when(

@@ -17,13 +17,12 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from cluster.evaluate import live_record
 from cluster.messages import Confirm, Confirmed, Refuse
 from cluster.operations import Absent, Found
 from cluster.outputs import Moved
-from cluster.primary import propose, queue
+from cluster.primary import delete_expired, queue
 from cluster.quorum import is_quorum
-from cluster.records import expires_at_ms
+from cluster.records import is_expired
 from cluster.slot import Primary, Waiting
 
 if TYPE_CHECKING:
@@ -50,15 +49,12 @@ ASK_AGAIN_AFTER_MS = 1_000
 
 def read_key(slot: Slot, get: Get, ctx: Context) -> Result:
     """The value as it is now; an expired record is deleted first (R7)."""
-    record_key = slot.prefix + get.key
-    record = ctx.store.read(record_key)
+    record = ctx.store.read(slot.prefix + get.key)
     if record is None:
         return Absent()
-    expires = expires_at_ms(record)
-    if expires and expires <= ctx.unix_ms:
+    if is_expired(record, ctx.unix_ms):
         assert isinstance(slot.role, Primary)
-        assert live_record(record_key, ctx) is None
-        propose(slot, slot.role, (0, 0), [(get.key, None)], None, ctx)  # R7
+        delete_expired(slot, slot.role, [get.key], ctx)
         return Absent()
     return Found(record)
 

@@ -10,6 +10,8 @@ has no role (rule 12). The rules themselves are functions over a slot, one file 
 `cluster.takeover`  the candidate (9, 10)
 `cluster.primary`   writes (1, 3, 4, 5, 7, 8)
 `cluster.reads`     confirmation of reads (6)
+`cluster.scan`      a page of keys (6)
+`cluster.expiry`    removal of what has expired (7)
 `cluster.transfer`  one replica to another's state (11)
 `cluster.copying`   the same, page by page
 `cluster.watches`   telling others what commits

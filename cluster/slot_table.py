@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, assert_never
 from cluster.ballot import Position
 from cluster.copying import on_chunk
 from cluster.evaluate import live_record
+from cluster.expiry import Expiry
 from cluster.leadership import Chance, Leadership
-from cluster.limits import SCAN_PAGE_BYTES_MAX
 from cluster.messages import (
     Accept,
     Ack,
@@ -37,12 +37,12 @@ from cluster.messages import (
     TailQuery,
     Willing,
 )
-from cluster.operations import Absent, Found, Get, Page, Result, Scan
+from cluster.operations import Absent, Found, Get, Result, Scan
 from cluster.outputs import Outputs
 from cluster.primary import must_renew, on_ack, write
 from cluster.reads import Reads, read_key
-from cluster.records import expires_at_ms
 from cluster.replica import on_accept, on_establish, on_prepare
+from cluster.scan import read_page
 from cluster.slot import Call, Context, Primary, Slot, SlotRow
 from cluster.slot_config import SlotConfig
 from cluster.takeover import on_ask, on_promise, on_pull, on_pulled, on_refuse, on_willing
@@ -78,6 +78,7 @@ class SlotTable:
         self._ctx = Context(me, store, Outputs())
         self._ctx.reachable.add(me)
         self._reads = Reads(self.slots.__getitem__, rng.randrange(FIRST_ROUND_MAX))
+        self._expiry = Expiry(self.slots)
         self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
         self.watches = Watches(self.slots, self._ctx)
 
@@ -212,32 +213,13 @@ class SlotTable:
         if isinstance(op, Get):
             self._reads.join(slot, primary, call.ticket, read_key(slot, op, ctx))
         elif isinstance(op, Scan):
-            self._reads.join(slot, primary, call.ticket, self._page(slot, op))
+            self._reads.join(slot, primary, call.ticket, read_page(slot, primary, op, ctx))
         else:
             refused = write(slot, primary, call, ctx)
             if refused is not None:
                 self._reads.join(slot, primary, call.ticket, refused)
             if must_renew(primary):
                 self.leadership.renew(slot)
-
-    def _page(self, slot: Slot, op: Scan) -> Page:
-        """One page of one moment; what is expired is left out."""
-        begin = max(op.prefix, op.after + b"\0" if op.after else b"")
-        rows = self._ctx.store.scan(slot.prefix, begin, op.limit + 1)
-        page = Page([], [], more=False)
-        size, now_ms = 0, self._ctx.unix_ms
-        for key, record in rows:
-            if not key.startswith(op.prefix):
-                return page
-            size += len(key) + len(record)
-            if len(page.keys) == op.limit or (page.keys and size > SCAN_PAGE_BYTES_MAX):
-                return Page(page.keys, page.records, more=True)
-            expires = expires_at_ms(record)
-            if not expires or expires > now_ms:
-                page.keys.append(key)
-                if op.values:
-                    page.records.append(record)
-        return page
 
     def read_replica(self, number: int, get: Get) -> Result | None:
         """Whatever this node holds of the key now; None if it holds nothing of the slot."""
@@ -251,6 +233,7 @@ class SlotTable:
         """Timers: call it about ten times a second, and after peers came or went."""
         self.leadership.tick()
         self._reads.tick(self._ctx)
+        self._expiry.tick(self._ctx)
 
     def take(self) -> Outputs:
         """End the tick: everything that is to be done, in the order that `Outputs` states."""

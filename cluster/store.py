@@ -11,9 +11,16 @@ replaces a slot's whole content writes into a new generation and drops the old o
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Prefix = bytes
+
+WALK_ROWS_MIN = 32
+WALK_BYTES = 262_144
+"""A step of `walk` aims at this many bytes, by what the records before weighed."""
 
 
 class Store(Protocol):
@@ -45,3 +52,21 @@ class Store(Protocol):
 
     def set_slot(self, slot: int, row: bytes) -> None:
         """Put a slot's own row (`cluster.slot.SlotRow`)."""
+
+
+def walk(
+    store: Store, prefix: Prefix, begin: bytes, rows_max: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """Records in key order from the user key ``begin`` on, as many as the caller takes.
+
+    They are read in steps of up to ``rows_max``, so that memory is bounded however large they are;
+    the caller stops before it writes.
+    """
+    limit = min(WALK_ROWS_MIN, rows_max)
+    while rows := store.scan(prefix, begin, limit):
+        yield from rows
+        if len(rows) < limit:
+            return
+        begin = rows[-1][0] + b"\0"
+        size = sum(len(key) + len(record) for key, record in rows)
+        limit = min(rows_max, max(WALK_ROWS_MIN, min(4 * limit, WALK_BYTES * limit // size)))
