@@ -93,6 +93,10 @@ class Directory:
         """The slots that this node has said it leads."""
         return [number for number, leader in enumerate(self.leaders) if leader == node]
 
+    def forget(self, node: NodeId) -> None:
+        """This node is no member any more."""
+        self.leaders = [None if leader == node else leader for leader in self.leaders]
+
     def routes(
         self,
         frame_id: int,

@@ -2,7 +2,8 @@
 
 `cluster.swim` decides; this calls it when it is due, sends what it says over the gossip links, and
 passes on what it finds. A probe is answered in the turn of the loop in which it arrives, before any
-data. Gossip decides routing and alarms, never safety.
+data. Gossip decides routing and alarms, never safety. Each message also says which topology its
+sender is at (`kvstore.node.spreading`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class GossipDriver:
         swim: The state machine.
         peers: Its links.
         on_state: Told each change of a member's state.
+        epoch: Of this node's topology.
         now_ms: Monotonic milliseconds.
     """
 
@@ -37,11 +39,13 @@ class GossipDriver:
         swim: Swim,
         peers: Peers,
         on_state: Callable[[NodeId, MemberState], None],
+        epoch: Callable[[], int],
         now_ms: Callable[[], int],
     ) -> None:
         self.swim = swim
         self._peers = peers
         self._on_state = on_state
+        self._epoch = epoch
         self._now_ms = now_ms
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,14 +73,16 @@ class GossipDriver:
 
     def _send(self, messages: Iterable[tuple[NodeId, GossipMessage]]) -> None:
         for node, message in messages:
-            self._peers.send_gossip(node, Gossip(message))
+            self._peers.send_gossip(node, Gossip(message, self._epoch()))
         for event in self.swim.take_events():
             self._on_state(event.node, event.state)
 
     def close(self) -> None:
-        """Say goodbye and stop."""
+        """Say goodbye and stop; twice is fine."""
+        if self._closed:
+            return
         self._closed = True
         for node, message in self.swim.leave(self._now_ms()):
-            self._peers.send_gossip(node, Gossip(message))
+            self._peers.send_gossip(node, Gossip(message, self._epoch()))
         if self._timer is not None:
             self._timer.cancel()

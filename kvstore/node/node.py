@@ -15,47 +15,55 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from cluster.members import MemberState
+from cluster.operations import Code, Failed, Found, Get
 from cluster.slot_table import SlotTable
 from cluster.swim import Swim
 from cluster.swim_settings import SwimSettings
-from cluster.system_slot import owners
-from cluster.topology import Node as Member
-from cluster.topology import Topology, decode_topology, with_addresses
-from kvstore.errors import SetupError
+from cluster.system_slot import TOPOLOGY_KEY, owners
+from cluster.topology import encode_topology
 from kvstore.log import get_logger
+from kvstore.node.arrival import Arrival
 from kvstore.node.clock import SystemClock
-from kvstore.node.directory import Directory, pack_leads
-from kvstore.node.founding import Founder, make_founding
+from kvstore.node.directory import Directory
 from kvstore.node.gossip import GossipDriver
 from kvstore.node.loop import CoreLoop
+from kvstore.node.neighbours import Neighbours
 from kvstore.node.peers import Peers, make_hello
-from kvstore.node.recovery import store_founding, stored_slots, stored_topology
+from kvstore.node.recovery import store_founding, store_topology, stored_slots
 from kvstore.node.router import Router
 from kvstore.node.server import Server
+from kvstore.node.spreading import Spreading
 from kvstore.node.status import StatusBoard
+from kvstore.node.topology_record import TopologyRecord
 from kvstore.storage.tick_store import TickStore
-from kvstore.wire.protocol import PROTOCOL_VERSION, Welcome
+from kvstore.wire.protocol import PROTOCOL_VERSION, Response, TopologyQuery, Welcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
     from cluster.swim_messages import GossipMessage
+    from cluster.topology import Node as Member
+    from cluster.topology import Topology
     from kvstore.node.clock import Clock
+    from kvstore.node.spreading import Aside
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.engine import Engine
     from kvstore.storage.group_commit import Commit
-    from kvstore.wire.protocol import Founding, Hello, Leads, Request, Response, Routes
+    from kvstore.wire.protocol import Founding, Hello, Leads, Request, Routes
 
 log = get_logger(__name__)
 
 TICK_INTERVAL_S = 0.05
 """Timers of the core and the router: takeovers, retries, deadlines."""
 
-EXPECT_PEERS_S = 3.0
-"""After its own start a node lets the others have so long to start too, before it stands in."""
+_NOT_FOUNDED = Failed(
+    Code.UNAVAILABLE, "this node waits for the other founders of its cluster; try again", 200
+)
+_NO_MEMBER = Failed(
+    Code.UNAVAILABLE, "this node is no member of the cluster any more; ask another one", 200
+)
 
 
 class Node:
@@ -70,6 +78,7 @@ class Node:
         founders: Addresses that found the cluster together; empty for a cluster of one.
         clock: The machine's if None.
         rng: For jitter and the cluster's id; seeded by the system if None.
+        aside: Computes what would hold up the loop (`kvstore.node.spreading`).
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Node:
         replicas: int,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        aside: Aside = asyncio.to_thread,
     ) -> None:
         self.id = me.id
         self.name = me.name
@@ -93,23 +103,30 @@ class Node:
         self.started_ms = self.clock.now_ms()
         self.engine = engine
         self.commit = commit
-        self._me = me
         self._cluster_name = cluster_name
-        self._founders = founders
-        self._slot_count = slot_count
-        self._replicas = replicas
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
-        self._adopted: asyncio.Future[Topology] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._reached: dict[NodeId, bool] = {}
-        """What the core was told of each peer; nothing while it is only hoped for."""
-        self._leads_moved = asyncio.Event()
-        self._expected: set[NodeId] = set()
         self._rng = rng or random.Random()
+        self._aside = aside
+        self._arrival = Arrival(
+            me,
+            cluster_name,
+            engine,
+            founders=founders,
+            slot_count=slot_count,
+            replicas=replicas,
+            rng=self._rng,
+        )
         self.server = Server(self)
+        self.neighbours = Neighbours(self)
         self.peers = Peers(
-            self._hello, self._link_up, self._link_down, self._on_response, self._rng
+            self._hello,
+            self.neighbours.link_up,
+            self.neighbours.link_down,
+            self._on_response,
+            self._on_topology,
+            self._rng,
         )
         self.board = StatusBoard(self)
         self.store = TickStore(engine)
@@ -118,6 +135,8 @@ class Node:
         self.router: Router
         self.directory: Directory
         self.gossip: GossipDriver
+        self.record: TopologyRecord
+        self.spreading: Spreading
 
     # -- life --------------------------------------------------------------------------------
 
@@ -127,49 +146,18 @@ class Node:
         Raises:
             SetupError: the cluster refuses it, or the disk belongs to another one.
         """
-        topology = stored_topology(self.engine)
-        founding = topology is None
-        if topology is None:
-            founder = Founder(
-                self._me,
-                self._cluster_name,
-                self._founders,
-                self._hello("node"),
-                slot_count=self._slot_count,
-                replicas=self._replicas,
-                rng=self._rng,
-            )
-            topology = await founder.found(self._adopted)
-        elif topology.cluster_name != self._cluster_name:
-            raise SetupError(
-                f"the data directory belongs to cluster {topology.cluster_name!r}, not "
-                f"{self._cluster_name!r}: choose another --data-dir or --cluster"
-            )
-        topology = self._check_addresses(topology)
-        self._assemble(topology, founding=founding)
+        stored = self._arrival.stored()
+        topology = stored or await self._arrival.found(self._hello("node"))
+        self._assemble(topology, founding=stored is None)
         self.gossip.start()
+        self.spreading.start(placed=stored is None)
         self._tick()
 
     async def wait_ready(self) -> None:
         """Until each slot has a primary that this node knows."""
         while self.board.not_ready_reason():
-            self._leads_moved.clear()
-            await self._leads_moved.wait()
-
-    def _check_addresses(self, topology: Topology) -> Topology:
-        """The topology with this node as it was started; only a cluster of one may have moved."""
-        listed = topology.node(self.id)
-        if listed is None:
-            raise SetupError(f"the data directory's cluster does not list member {self.id:012x}")
-        mine = (self._me.address, self._me.http_address)
-        if mine == (listed.address, listed.http_address):
-            return topology
-        if len(topology.nodes) == 1:
-            return with_addresses(topology, self.id, *mine)
-        raise SetupError(
-            f"the cluster knows this node at {listed.address} (HTTP {listed.http_address}), but it "
-            f"was started at {mine[0]} (HTTP {mine[1]}): start it with the ports that it had"
-        )
+            self.neighbours.leads_moved.clear()
+            await self.neighbours.leads_moved.wait()
 
     def _assemble(self, topology: Topology, *, founding: bool) -> None:
         now_ms = self.clock.now_ms
@@ -178,7 +166,7 @@ class Node:
         self.directory = Directory(slots)
         self.table = SlotTable(self.id, slots, self.store, self._rng)
         self.core = CoreLoop(
-            self.id, self.table, self.store, self.commit, self._leads_changed, self.clock
+            self.id, self.table, self.store, self.commit, self.neighbours.tell_leads, self.clock
         )
         self.router = Router(
             self.id, self.table, topology.slot_count, self.peers, self.core.wake, now_ms
@@ -186,14 +174,12 @@ class Node:
         self.core.peers, self.core.router = self.peers, self.router
         self.core.wake()
         swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
-        self.gossip = GossipDriver(swim, self.peers, self._member_state, now_ms)
-        for node in topology.nodes:
-            if node.id != self.id:
-                self.table.peer_hoped(node.id)
-                self.peers.add(node.id, node.name, node.address)
-                self._expected.add(node.id)
-        self._loop.call_later(EXPECT_PEERS_S, self._stop_expecting)
-        swim.join([node.id for node in topology.nodes], now_ms())
+        self.gossip = GossipDriver(
+            swim, self.peers, self.neighbours.member_state, self.epoch, now_ms
+        )
+        self.record = TopologyRecord(self.submit, self.clock, self._rng)
+        self.spreading = Spreading(topology, self, self.record.read, self._aside, self.clock)
+        self.neighbours.begin(topology.nodes)
         if founding:
             self.table.found(owners(topology))
             store_founding(self.engine, self.store, topology, self.id)
@@ -211,6 +197,7 @@ class Node:
         if self._timer is not None:
             self._timer.cancel()
         if self.topology is not None:
+            await self.spreading.close()
             self.gossip.close()
             self.core.close()
         await self.server.close()
@@ -218,63 +205,54 @@ class Node:
         await self.commit.close()
         self.engine.close()
 
-    # -- neighbours --------------------------------------------------------------------------
+    # -- links --------------------------------------------------------------------------
 
     def _hello(self, role: str) -> Hello:
         cluster_id = self.topology.cluster_id if self.topology is not None else ""
         return make_hello(role, cluster_id, self._cluster_name, self.id, self.name)
 
-    def _stop_expecting(self) -> None:
-        late, self._expected = self._expected, set()
-        for node in late:
-            self._judge(node)
-
-    def _link_up(self, node: NodeId) -> None:
-        self._expected.discard(node)
-        self.peers.send(node, pack_leads(self.table.led(), (), complete=True))
-        self._judge(node)
-
-    def _link_down(self, node: NodeId) -> None:
-        self.gossip.unreachable(node)
-        self.router.peer_lost(node)
-        self._judge(node)
-
-    def _judge(self, node: NodeId) -> None:
-        """Tell the core whether a peer can be reached: over a link, and not dead by gossip."""
-        gone = self.gossip.swim.state(node) in (MemberState.DEAD, MemberState.LEFT)
-        reached = self.peers.is_up(node) and not gone
-        if reached == self._reached.get(node):
-            return
-        if not reached and node in self._expected:
-            return  # all nodes are starting: do not lead for one that comes yet
-        self._reached[node] = reached
-        self.core.wake()
-        if reached:
-            self.table.peer_up(node)
-            # What it told last still holds: it does not tell again over its own link if that held.
-            self.table.peer_leads(node, self.directory.led_by(node))
-        else:
-            self.table.peer_down(node)
-
-    def _member_state(self, node: NodeId, state: MemberState) -> None:
-        listed = self.topology.node(node) if self.topology is not None else None
-        name = listed.name if listed is not None else f"{node:012x}"
-        log.info("member", peer=name, state=state.name.lower())
-        if node != self.id:
-            self._judge(node)
-
-    def _leads_changed(self, slots: set[int]) -> None:
-        led = list(self.table.led_of(sorted(slots)))
-        lost = slots.difference(number for number, _ in led)
-        leads = pack_leads(led, sorted(lost), complete=False)
-        for node in self.peers.names():
-            self.peers.send(node, leads)
-        self.router.leads_changed([number for number, _ in led])
-        self._leads_moved.set()
-
     def _on_response(self, response: Response) -> None:
         self.router.on_response(response)
         self.core.wake()
+
+    def _on_topology(self, document: bytes) -> None:
+        if self.topology is not None:
+            self.spreading.offered(document)
+
+    # -- the topology (`kvstore.node.spreading.Host`) ----------------------------------------------
+
+    def epoch(self) -> int:
+        """Of the newest topology that this node knows; 0 before the cluster is founded."""
+        return self.topology.epoch if self.topology is not None else 0
+
+    def ask_for_topology(self, node: NodeId) -> bool:
+        """Over the data link; the answer comes to `_on_topology`."""
+        return self.peers.send(node, TopologyQuery())
+
+    def topology_here(self) -> bytes | None:
+        """The record in this node's copy of the system slot."""
+        assert self.topology is not None
+        found = self.table.read_replica(self.topology.system_slot, Get(TOPOLOGY_KEY))
+        return found.record if isinstance(found, Found) else None
+
+    def adopt(self, topology: Topology) -> None:
+        """From now on this one counts: on the disk, for gossip, for the links."""
+        self.topology = topology
+        store_topology(self.engine, self.commit, topology)
+        self.core.wake()
+        if topology.node(self.id) is not None:
+            self.neighbours.adopt(topology.nodes)
+            return
+        log.warning("this node is no member any more: it serves nothing, its data stays")
+        self.gossip.close()
+        self.neighbours.part_from_all()
+        self.router.stop()
+        self.core.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def set_owners(self, topology: Topology, owners: Sequence[tuple[NodeId, ...]]) -> None:
+        """Where this topology wants every slot."""
 
     # -- what the server hands on (`kvstore.node.server.Host`) -----------------------------------
 
@@ -285,34 +263,34 @@ class Node:
 
     def knows(self, node: NodeId) -> bool:
         """Whether the topology lists this node."""
-        return self.topology is not None and self.topology.node(node) is not None
+        return self.neighbours.knows(node)
 
     def on_slot_messages(self, sender: NodeId, messages: list[SlotMessage]) -> None:
         """For the core."""
         self.core.receive(sender, messages)
 
-    def on_gossip(self, sender: NodeId, message: GossipMessage) -> None:
+    def on_gossip(self, sender: NodeId, message: GossipMessage, epoch: int) -> None:
         """For the failure detector."""
         self.gossip.receive(sender, message)
+        self.spreading.heard(sender, epoch)
+
+    def document(self) -> bytes:
+        """The newest topology."""
+        return encode_topology(self.topology) if self.topology is not None else b""
+
+    def not_serving(self) -> Failed | None:
+        """Why nothing is carried out here."""
+        if self.topology is None:
+            return _NOT_FOUNDED
+        return None if self.knows(self.id) else _NO_MEMBER
 
     def on_leads(self, sender: NodeId, leads: Leads) -> None:
         """For the directory, the core and whatever waits for a leader."""
-        led, lost = self.directory.take(sender, leads)
-        if self._reached.get(sender) is False:  # the directory keeps it until `_judge` says so
-            return
-        self.core.wake()
-        self.table.peer_leads_no_more(sender, lost)
-        self.table.peer_leads(sender, led, complete=leads.complete)
-        self.router.leads_changed(led)
-        self._leads_moved.set()
+        self.neighbours.on_leads(sender, leads)
 
     def on_founding(self, founding: Founding) -> Founding:
         """Somebody founds, or asks whether this node is founded."""
-        if founding.topology and self.topology is None and not self._adopted.done():
-            topology = decode_topology(founding.topology)
-            if topology.node(self.id) is not None:
-                self._adopted.set_result(topology)
-        return make_founding(self.topology, self._me)
+        return self._arrival.on_founding(founding, self.topology)
 
     def on_request(self, request: Request, reply: Callable[[Response], None]) -> None:
         """For the router."""
@@ -331,6 +309,9 @@ class Node:
 
     async def submit(self, request: Request) -> Response:
         """Carry out operations on any keys; what goes wrong is in the results, never raised."""
+        not_serving = self.not_serving()
+        if not_serving is not None:
+            return Response(request.id, [not_serving] * len(request.ops), {})
         answered: asyncio.Future[Response] = self._loop.create_future()
 
         def reply(response: Response) -> None:

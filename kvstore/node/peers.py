@@ -23,6 +23,7 @@ from kvstore.wire.protocol import (
     Refused,
     Response,
     SlotMessages,
+    TopologyDocument,
     Welcome,
 )
 
@@ -133,11 +134,11 @@ class Link:
         if self._welcomed is not None and not self._welcomed.done():
             self._welcomed.set_exception(ConnectionError(reason))
 
-    def close(self) -> None:
-        """Stop dialling and close."""
+    def close(self, reason: str) -> None:
+        """Stop dialling and close; nobody is told that it is down."""
         self.task.cancel()
         if self._connection is not None:
-            self._connection.close("this node stops")
+            self._connection.close(reason)
 
 
 class Peers:
@@ -148,6 +149,7 @@ class Peers:
         on_up: A data link is open.
         on_down: A data link was refused, could not be made, or broke; every time.
         on_response: An answer to a forwarded request.
+        on_topology: A peer's document.
         rng: For jitter.
     """
 
@@ -157,6 +159,7 @@ class Peers:
         on_up: Callable[[NodeId], None],
         on_down: Callable[[NodeId], None],
         on_response: Callable[[Response], None],
+        on_topology: Callable[[bytes], None],
         rng: Random,
     ) -> None:
         self.hello = hello
@@ -164,13 +167,24 @@ class Peers:
         self._on_up = on_up
         self._on_down = on_down
         self._on_response = on_response
+        self._on_topology = on_topology
         self._data: dict[NodeId, Link] = {}
         self._gossip: dict[NodeId, Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def add(self, node: NodeId, name: str, address: str) -> None:
         """Keep links to this node from now on."""
         self._data[node] = Link(self, node, name, address, "node")
         self._gossip[node] = Link(self, node, name, address, "gossip")
+
+    def remove(self, node: NodeId) -> None:
+        """Keep no links to this node any more; whoever asks for this knows that it is gone."""
+        for links in (self._data, self._gossip):
+            link = links.pop(node, None)
+            if link is not None:
+                link.close("it is no member any more")
+                self._closing.add(link.task)
+                link.task.add_done_callback(self._closing.discard)
 
     def names(self) -> dict[NodeId, bool]:
         """Each peer, and whether its data link is up."""
@@ -236,6 +250,8 @@ class Peers:
         """What came back over a link."""
         if isinstance(frame, Response):
             self._on_response(frame)
+        elif isinstance(frame, TopologyDocument):
+            self._on_topology(frame.topology)
         else:
             log.warning("unexpected frame", peer=link.name, frame=type(frame).__name__)
 
@@ -243,8 +259,9 @@ class Peers:
         """Close all links."""
         links = [*self._data.values(), *self._gossip.values()]
         for link in links:
-            link.close()
-        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+            link.close("this node stops")
+        tasks = [link.task for link in links]
+        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
 
 
 def make_hello(role: str, cluster_id: str, cluster_name: str, node: NodeId, name: str) -> Hello:

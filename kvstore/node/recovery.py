@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cluster.ballot import NodeId
     from kvstore.storage.engine import Engine
+    from kvstore.storage.group_commit import Commit
     from kvstore.storage.tick_store import TickStore
 
 
@@ -52,3 +53,10 @@ def store_founding(engine: Engine, store: TickStore, topology: Topology, me: Nod
     batch.put(Table.META, keyspace.TOPOLOGY, encode_topology(topology))
     engine.write(batch)
     engine.sync()
+
+
+def store_topology(engine: Engine, commit: Commit, topology: Topology) -> None:
+    """Make a newer document durable with the next group; nothing waits for it."""
+    batch = engine.batch()
+    batch.put(Table.META, keyspace.TOPOLOGY, encode_topology(topology))
+    commit.write(batch, lambda: None)

@@ -316,6 +316,10 @@ class Router:
         if over:
             self._give_up(over)
 
+    def stop(self) -> None:
+        """Answer everything as if its time were over: this node serves nothing any more."""
+        self._give_up(set(self._gatherings))
+
     def _give_up(self, over: set[Gathering]) -> None:
         """Answer what is missing: "unavailable" if no primary was given it, else "unknown" (R4)."""
         waiting: set[Ticket] = set()

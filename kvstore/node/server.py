@@ -32,6 +32,8 @@ from kvstore.wire.protocol import (
     RouteQuery,
     Routes,
     SlotMessages,
+    TopologyDocument,
+    TopologyQuery,
     Welcome,
 )
 
@@ -53,9 +55,6 @@ SWEEP_INTERVAL_S: Final = 1.0
 CONNECTIONS_MAX: Final = 10_000
 
 
-_NOT_FOUNDED: Final = Failed(
-    Code.UNAVAILABLE, "this node waits for the other founders of its cluster; try again", 200
-)
 _NO_ROOM = Failed(Code.OVERLOADED, "the answer is full; ask again for the rest", 1)
 
 
@@ -74,8 +73,14 @@ class Host(Protocol):
     def on_leads(self, sender: NodeId, leads: Leads) -> None:
         """For the directory."""
 
-    def on_gossip(self, sender: NodeId, message: GossipMessage) -> None:
-        """For the failure detector."""
+    def on_gossip(self, sender: NodeId, message: GossipMessage, epoch: int) -> None:
+        """For the failure detector, and for whoever keeps the topology at its newest."""
+
+    def document(self) -> bytes:
+        """The newest topology; empty before the cluster is founded."""
+
+    def not_serving(self) -> Failed | None:
+        """Why this node carries nothing out: it is not founded yet, or no member any more."""
 
     def on_founding(self, founding: Founding) -> Founding:
         """Somebody founds, or asks."""
@@ -210,22 +215,33 @@ class Server:
             case Request() | SlotMessages() | Leads() | Gossip() if not (
                 hello.role != "client" and host.knows(hello.node)
             ):
-                detail = "only nodes of this cluster may send this"
-                connection.refuse("cluster", detail, kind="stranger")
+                self._on_stranger(connection, hello)
             case Request():
                 self._on_request(connection, frame)
             case SlotMessages():
                 host.on_slot_messages(hello.node, frame.messages)
             case Gossip():
-                host.on_gossip(hello.node, frame.message)
+                host.on_gossip(hello.node, frame.message, frame.epoch)
             case Leads():
                 self._on_leads(connection, hello.node, frame)
             case RouteQuery():
                 connection.send(host.routes(frame.id))
             case Founding():
                 self._on_founding(connection, frame)
-            case Hello() | Welcome() | Refused() | Response() | Routes():
+            case TopologyQuery():
+                connection.send(TopologyDocument(host.document()))
+            case Hello() | Welcome() | Refused() | Response() | Routes() | TopologyDocument():
                 connection.refuse("frame", f"{type(frame).__name__} is not for a server")
+
+    def _on_stranger(self, connection: Connection, hello: Hello) -> None:
+        """Not in this node's topology. One of this cluster's is told what that is."""
+        document = self._host.document()
+        if hello.role != "client" and hello.cluster_id and document:  # the ids were compared
+            connection.send(TopologyDocument(document))
+            connection.close(f"{hello.name} is not in this node's topology")
+            return
+        detail = "only nodes of this cluster may send this"
+        connection.refuse("cluster", detail, kind="stranger")
 
     def _on_leads(self, connection: Connection, sender: NodeId, leads: Leads) -> None:
         try:
@@ -250,8 +266,9 @@ class Server:
         if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
             connection.hold()
         slot_count = self._host.slot_count()
-        if not slot_count:
-            self._reply(connection, Response(request.id, [_NOT_FOUNDED] * len(request.ops), {}))
+        not_serving = self._host.not_serving()
+        if not_serving is not None:
+            self._reply(connection, Response(request.id, [not_serving] * len(request.ops), {}))
             return
         faults: dict[int, Failed] = {}
         system = request.system

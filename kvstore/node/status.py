@@ -99,6 +99,8 @@ class StatusBoard:
         node = self._node
         if node.topology is None:
             return "the cluster is not founded yet: this node waits for the other founders"
+        if not node.knows(node.id):
+            return f"this node is no member of the cluster any more (epoch {node.topology.epoch})"
         waiting = node.table.leaders_of(range(node.topology.slot_count)).count(None)
         return f"{waiting} slots have no primary that this node knows" if waiting else ""
 

@@ -154,9 +154,10 @@ class SlotMessages(msgspec.Struct, frozen=True, array_like=True, tag=81):
 
 
 class Gossip(msgspec.Struct, frozen=True, array_like=True, tag=82):
-    """One message of the failure detector."""
+    """One message of the failure detector, and the epoch of its sender's topology (rule 17)."""
 
     message: GossipMessage
+    epoch: int = 0
 
 
 class Founding(msgspec.Struct, frozen=True, array_like=True, tag=83):
@@ -168,6 +169,20 @@ class Founding(msgspec.Struct, frozen=True, array_like=True, tag=83):
 
     topology: bytes
     node: bytes
+
+
+class TopologyQuery(msgspec.Struct, frozen=True, array_like=True, tag=84):
+    """Ask a node for the newest topology that it knows."""
+
+
+class TopologyDocument(msgspec.Struct, frozen=True, array_like=True, tag=85):
+    """The newest topology that the sender knows (`cluster.topology`), committed (rule 17).
+
+    Also sent unasked to a node of this cluster that is not in it: it is new and the sender does not
+    know yet, or it has been removed and does not know yet itself. The epochs tell which.
+    """
+
+    topology: bytes
 
 
 Frame = (
@@ -182,4 +197,6 @@ Frame = (
     | SlotMessages
     | Gossip
     | Founding
+    | TopologyQuery
+    | TopologyDocument
 )

@@ -186,7 +186,7 @@ async def running(data_dir: Path | None = None, *, founded: bool = True) -> Asyn
         refused[reason] += 1
         metrics.refused(reason)
 
-    with _reserved_port() as port, _reserved_port() as http_port, _opened(data_dir) as store:
+    with reserved_port() as port, reserved_port() as http_port, _opened(data_dir) as store:
         member = Member(MEMBER_ID, "n1", f"{HOST}:{port}", f"{HOST}:{http_port}")
         node = Node(
             member,
@@ -243,7 +243,7 @@ def _disk_lost(error: Exception) -> None:
 
 
 @contextmanager
-def _reserved_port() -> Iterator[int]:
+def reserved_port() -> Iterator[int]:
     """A free port that nobody else is given: bound, so taken, yet free for who reuses addresses."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

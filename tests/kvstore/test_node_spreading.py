@@ -1,0 +1,119 @@
+"""Every node comes by the newest topology: by gossip, or from the system slot."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cluster.operations import Code, Failed, Get
+from cluster.topology import with_zone, without_node
+from kvstore.node.recovery import stored_topology
+from kvstore.wire.protocol import Request
+from tests.kvstore.cluster_harness import running_cluster, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cluster.topology import Topology
+    from tests.kvstore.cluster_harness import Cluster, Site
+
+TIMEOUT_MS = 10_000
+
+
+async def change(site: Site, how: Callable[[Topology], Topology], *, tell: bool) -> Topology:
+    """Change the topology by way of one node, which is told, or which dies before it knows."""
+    stored = await site.node.record.read(TIMEOUT_MS)
+    changed = how(stored.topology)
+    assert await site.node.record.replace(changed, stored.version, TIMEOUT_MS)
+    if tell:
+        site.node.spreading.changed(changed)
+    return changed
+
+
+async def all_at(cluster: Cluster, topology: Topology) -> None:
+    await until(
+        lambda: all(site.node.topology == topology for site in cluster.up),
+        f"all nodes at epoch {topology.epoch}",
+    )
+
+
+def rezoned(site: Site, zone: str) -> Callable[[Topology], Topology]:
+    return lambda topology: with_zone(topology, site.node.id, zone)
+
+
+async def test_a_change_reaches_all_and_their_disks(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        for number, site in enumerate(cluster.sites, 2):
+            changed = await change(site, rezoned(cluster.sites[0], f"z{number}"), tell=True)
+            assert changed.epoch == number
+            await all_at(cluster, changed)
+            for every in cluster.sites:
+                assert stored_topology(every.node.engine) == changed
+
+
+async def test_a_change_is_found_in_the_system_slot_when_nobody_is_told(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        site = cluster.sites[1]
+        await all_at(cluster, await change(site, rezoned(site, "b"), tell=False))
+
+
+async def test_who_was_away_catches_up(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        away = cluster.sites[2]
+        await away.stop()
+        changed = await change(cluster.sites[0], rezoned(cluster.sites[0], "b"), tell=True)
+        await all_at(cluster, changed)
+        await away.start()
+        assert away.topology.epoch == 1
+        await all_at(cluster, changed)
+
+
+async def test_all_restart_with_what_they_knew(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        changed = await change(cluster.sites[0], rezoned(cluster.sites[0], "b"), tell=True)
+        await all_at(cluster, changed)
+        await asyncio.gather(*(site.stop() for site in cluster.sites))
+        for site in cluster.sites:
+            await site.start()
+            assert site.topology == changed
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["running", "stopped meanwhile"])
+async def test_a_removed_node_is_told_and_serves_nothing_any_more(
+    tmp_path: Path, away: bool
+) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        first, gone = cluster.sites[0], cluster.sites[2]
+        if away:
+            await gone.stop()
+        member = gone.node.id
+        changed = await change(first, lambda old: without_node(old, member), tell=True)
+        if away:
+            await gone.start()
+        await all_at(cluster, changed)
+        request = Request(1, 1, 1, False, TIMEOUT_MS, 0, [Get(b"k")], [])
+        (refused,) = (await gone.node.submit(request)).results
+        assert isinstance(refused, Failed)
+        assert refused.code is Code.UNAVAILABLE
+        assert "no member" in refused.detail
+        assert "no member" in gone.node.status().not_ready_reason
+        assert gone.node.peers.names() == {}
+        for site in (first, cluster.sites[1]):
+            assert gone.node.id not in site.node.peers.names()
+            assert (await site.node.submit(request)).results != [refused]
+
+
+async def test_the_node_that_knows_less_is_not_believed(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        first = cluster.sites[0]
+        old = first.node.document()
+        changed = await change(first, rezoned(first, "b"), tell=True)
+        await all_at(cluster, changed)
+        for document in (old, b"", b"\xc1"):
+            first.node.spreading.offered(document)
+            await asyncio.sleep(0)
+        again = await change(first, rezoned(first, "c"), tell=True)
+        await all_at(cluster, again)
