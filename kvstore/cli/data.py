@@ -1,4 +1,4 @@
-"""`kvstore put`, `get`, `delete`, `incr` and `scan`: one key, or the keys below a prefix.
+"""`kvstore put`, `get`, `delete`, `incr`, `touch` and `scan`: one key, or the keys below a prefix.
 
 A value on the command line is text; one from a file (``@path``) or from stdin (``-``) is raw bytes,
 unchanged; ``--json`` says that it is JSON, and is the way to store numbers, lists and maps. What
@@ -149,6 +149,28 @@ def incr(url: str, timeout: float, key: str, by: int, operation_id: str | None) 
         except WrongType as error:
             raise WrongType(f"{error}; `kvstore put --json` stores a number as a number") from None
     click.echo(number)
+
+
+@click.command()
+@cluster_options
+@click.argument("key")
+@click.option(
+    "--ttl", type=float, metavar="SECONDS", help="Remove it after this time; for ever without."
+)
+@_operation_id
+def touch(
+    url: str, timeout: float, key: str, ttl: float | None, operation_id: str | None
+) -> ExitStatus:
+    """Set or remove the time to live of KEY; exit status 1 if there is none.
+
+    The value stays as it is.
+    """
+    with connect(url, timeout) as client:
+        existed = client.touch(key_argument(key), ttl, operation_id=operation_id)
+    if not existed:
+        click.echo(f"kvstore: there is no key {key!r}", err=True)
+        return ExitStatus.NOT_FOUND
+    return ExitStatus.OK
 
 
 @click.command()

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "get": ("kvstore.cli.data", "read a value"),
     "delete": ("kvstore.cli.data", "delete keys"),
     "incr": ("kvstore.cli.data", "add to a number"),
+    "touch": ("kvstore.cli.data", "set or remove a key's time to live"),
     "scan": ("kvstore.cli.data", "list keys by prefix"),
     "load": ("kvstore.cli.load", "import a file of many keys"),
     "dump": ("kvstore.cli.dump", "export many keys to a file"),

@@ -126,7 +126,7 @@ def touch(
     match outcome:
         case Done():
             return True
-        case Absent() | Conflict(b""):
+        case Conflict(b""):
             return False
         case _:
             refuse(outcome, f"touch of {shown(key)}")

@@ -49,7 +49,8 @@ EXACT: Final[Mapping[str, Mapping[str, Route]]] = {
 OF_A_KEY: Final[Mapping[str, Route]] = {
     route.method: route for route in keys.ROUTES if not route.path
 }
-INCR: Final = next(route for route in keys.ROUTES if route.path == keys.INCR_SUFFIX)
+BELOW_A_KEY: Final[Mapping[str, Route]] = {route.path: route for route in keys.ROUTES if route.path}
+"""What only POST knows, by the end of the path."""
 
 
 def make_app(node: NodeView, metrics: Metrics, settings: HttpSettings) -> web.Application:
@@ -77,8 +78,10 @@ def resolve(method: str, path: str) -> tuple[Route, str]:
         method = "GET"
     if path.startswith(KV_PREFIX):
         key = path[len(KV_PREFIX) :]
-        if method == "POST" and key.endswith(keys.INCR_SUFFIX):
-            return INCR, key.removesuffix(keys.INCR_SUFFIX)
+        if method == "POST":
+            for ending, route_below in BELOW_A_KEY.items():
+                if key.endswith(ending):
+                    return route_below, key.removesuffix(ending)
         methods, text = OF_A_KEY, key
     elif path in EXACT:
         methods, text = EXACT[path], ""

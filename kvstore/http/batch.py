@@ -35,6 +35,7 @@ from cluster.operations import (
     Put,
     Result,
     Stale,
+    Touch,
 )
 from cluster.slots import slot_of
 from kvstore.errors import BadRequest
@@ -168,14 +169,6 @@ def _operation(index: int, item: Any) -> Operation:
 def _put(key: bytes, item: dict[str, Any]) -> Put:
     if "value" not in item:
         raise BadRequest("'value' is missing")
-    ttl = item.get("ttl", 0)
-    if (
-        isinstance(ttl, bool)
-        or not isinstance(ttl, int | float)
-        or not 0 <= ttl * 1000 <= TTL_MS_MAX
-    ):
-        raise BadRequest(f"'ttl' is {ttl!r:.40}; it must be a number of seconds, 0 for ever")
-    ttl_ms = max(round(ttl * 1000), 1) if ttl else 0
     absent = item.get("if_absent", False)
     if not isinstance(absent, bool):
         raise BadRequest(f"'if_absent' is {absent!r:.40}; it must be true or false")
@@ -183,7 +176,22 @@ def _put(key: bytes, item: dict[str, Any]) -> Put:
     if absent and expect is not None:
         raise BadRequest("'if_absent' and 'if_version' exclude each other")
     value = msgspec.Raw(pack_value(item["value"]))
-    return Put(key, value, "", ttl_ms, ABSENT if absent else expect)
+    return Put(key, value, "", _ttl_ms(item), ABSENT if absent else expect)
+
+
+def _ttl_ms(item: dict[str, Any]) -> int:
+    ttl = item.get("ttl", 0)
+    if (
+        isinstance(ttl, bool)
+        or not isinstance(ttl, int | float)
+        or not 0 <= ttl * 1000 <= TTL_MS_MAX
+    ):
+        raise BadRequest(f"'ttl' is {ttl!r:.40}; it must be a number of seconds, 0 for ever")
+    return max(round(ttl * 1000), 1) if ttl else 0
+
+
+def _touch(key: bytes, item: dict[str, Any]) -> Touch:
+    return Touch(key, _ttl_ms(item))
 
 
 def _delete(key: bytes, item: dict[str, Any]) -> Delete:
@@ -209,6 +217,7 @@ _KNOWN: Final[dict[str, tuple[tuple[str, ...], Callable[[bytes, dict[str, Any]],
     "put": (("value", "ttl", "if_version", "if_absent"), _put),
     "delete": (("if_version",), _delete),
     "incr": (("by",), _incr),
+    "touch": (("ttl",), _touch),
 }
 
 
@@ -239,6 +248,8 @@ def _shown(
             except ProblemError as problem:
                 return problem.document()
         case Absent():
+            return {"status": 404}
+        case Conflict(b"") if isinstance(op, Touch):
             return {"status": 404}
         case Conflict():
             return conflict(result, "The key").document()

@@ -84,7 +84,7 @@ class Route:
 
     Attributes:
         method: HTTP method; GET also stands for HEAD.
-        path: Exact path; of a key's resources, what follows the key ("" or "/incr").
+        path: Exact path; of a key's resources, what follows the key ("", "/incr", ...).
         operation: Stable name: metrics label and OpenAPI ``operationId``.
         handle: The handler.
         parameters: Query parameters that it knows.

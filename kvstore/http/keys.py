@@ -1,11 +1,12 @@
-"""One key as a resource: GET, HEAD, PUT and DELETE of `/v1/kv/{key}`, and POST of `.../incr`.
+"""One key as a resource: GET, HEAD, PUT and DELETE of `/v1/kv/{key}`, POST of `/incr`, `/touch`.
 
 Conditions become part of the operation and are judged by the slot's primary in one step, never
 here by a read before a write. `If-Match` with several tags is tried version by version: a version
 that was replaced never comes back, so each tag costs at most one attempt.
 
 An unconditional PUT asks in the same request what was there, only to tell 201 from 200; the write
-does not depend on it. Only POST knows ``/incr``: for every other method it is the end of a key.
+does not depend on it. Only POST knows ``/incr`` and ``/touch``: for every other method they are the
+end of a key.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from cluster.operations import (
     Operation,
     Put,
     Result,
+    Touch,
 )
 from cluster.records import Record, RecordError, decode_record, record_version
 from kvstore.client.operation_id import OperationId
@@ -55,9 +57,7 @@ from kvstore.values import unpack_value
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INCR_SUFFIX", "ROUTES", "expiry_text", "open_record", "ttl_ms"]
-
-INCR_SUFFIX: Final = "/incr"
+__all__ = ["ROUTES", "expiry_text", "open_record", "ttl_ms"]
 
 Committed = TypeVar("Committed", Done, Deleted, Number)
 
@@ -170,13 +170,27 @@ async def incr(call: Call) -> web.Response:
     return web.Response(body=b"%d" % number.value, headers=headers)
 
 
+async def touch(call: Call) -> web.Response:
+    """POST of `/v1/kv/{key}/touch`: another time to live, for ever without `ttl`."""
+    key = check_key(call.key)
+    result, operation = await call.door.caller.call_one(
+        Touch(key, ttl_ms(call)), call.timeout_seconds, call.idempotency()
+    )
+    if isinstance(result, Conflict) and not result.current:
+        raise _absent(key)
+    done = _committed(result, Done, key, operation)
+    headers = {"ETag": etag_of(done.version)} | call.primary_headers()
+    return web.Response(status=204, headers=headers)
+
+
 ROUTES: Final = (
     Route(
         "GET", "", "get", get, ("consistency", "timeout"), ("If-Match", "If-None-Match", "If-Range")
     ),
     Route("PUT", "", "put", put, ("timeout", "ttl"), ("If-Match", "If-None-Match")),
     Route("DELETE", "", "delete", delete, ("timeout",), ("If-Match",)),
-    Route("POST", INCR_SUFFIX, "incr", incr, ("by", "timeout")),
+    Route("POST", "/incr", "incr", incr, ("by", "timeout")),
+    Route("POST", "/touch", "touch", touch, ("timeout", "ttl")),
 )
 """Their paths are what follows the key."""
 

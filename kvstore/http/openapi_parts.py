@@ -122,7 +122,7 @@ SCHEMAS: Final[dict[str, Any]] = {
     "Operation": {
         **_record(
             "op key",
-            op={"enum": ["get", "put", "delete", "incr"]},
+            op={"enum": ["get", "put", "delete", "incr", "touch"]},
             key=_KEY,
             value=ref("schemas", "Value"),
             ttl={"type": "number", "minimum": 0, "maximum": TTL_MS_MAX / 1000},
@@ -132,7 +132,7 @@ SCHEMAS: Final[dict[str, Any]] = {
             consistency={"enum": ["linearizable", "eventual"]},
         ),
         "description": "put: value, ttl (seconds), if_version, if_absent; delete: if_version; "
-        "incr: by; get: consistency.",
+        "incr: by; touch: ttl; get: consistency.",
     },
     "Batch": {
         "oneOf": [
@@ -198,7 +198,7 @@ PARAMETERS: Final[dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1},
         "description": f"1 to {KEY_BYTES_MAX:,} bytes, percent-encoded once; everything after "
         "/v1/kv/ belongs to it, slashes and dots included. Keys with one {tag} share a slot. "
-        "Only POST knows the ending /incr.",
+        "Only POST knows the endings /incr and /touch.",
     },
     "Timeout": _query(
         "timeout",
@@ -206,7 +206,9 @@ PARAMETERS: Final[dict[str, Any]] = {
         f"Seconds for the whole call; {_SETTINGS.timeout_seconds_default:g} without it.",
     ),
     "Ttl": _query(
-        "ttl", _SECONDS | {"maximum": TTL_MS_MAX / 1000}, "Seconds until the key goes by itself."
+        "ttl",
+        _SECONDS | {"maximum": TTL_MS_MAX / 1000},
+        "Seconds until the key goes by itself; it stays for ever without it.",
     ),
     "Consistency": _query(
         "consistency",

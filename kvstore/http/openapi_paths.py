@@ -89,6 +89,16 @@ _INCR: Final[dict[str, Any]] = {
     "problems": (429, 500, 504),
 }
 
+_TOUCH: Final[dict[str, Any]] = {
+    "operationId": "touch",
+    "summary": "Set or remove a key's time to live",
+    "description": "The value stays as it is; the version is a new one.",
+    "tags": ["keys"],
+    "parameters": ("Key", "Timeout", "Ttl", "IdempotencyKey"),
+    "responses": {204: ok("Done", headers=_WRITE_HEADERS)},
+    "problems": (404, 429, 500, 504),
+}
+
 _LIST: Final[dict[str, Any]] = {
     "operationId": "list",
     "summary": "Keys by prefix",
@@ -134,6 +144,7 @@ _CANNOT_FAIL: Final = ("live", "openapi", "front_page")
 PATHS: Final[dict[str, dict[str, Any]]] = {
     "/v1/kv/{key}": {"get": _GET, "head": _HEAD, "put": _PUT, "delete": _DELETE},
     "/v1/kv/{key}/incr": {"post": _INCR},
+    "/v1/kv/{key}/touch": {"post": _TOUCH},
     "/v1/kv": {"get": _LIST},
     "/v1/batch": {"post": _BATCH},
     "/v1/cluster": _view("cluster", "cluster", "The nodes, as this one sees them", "Cluster"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cluster import expiry, scan
 from cluster.messages import Accept
-from cluster.operations import Found, Page, Result, Scan
+from cluster.operations import Conflict, Done, Found, Page, Result, Scan, Touch
 from cluster.records import encode_record, pack_version
 from cluster.store import walk
 from tests.cluster.core_harness import SLOT, Cluster
@@ -266,3 +266,34 @@ def test_a_page_of_large_values_is_read_in_bounded_steps() -> None:
     page = page_of(asked.answer)
     assert page.more
     assert 30 <= len(page.keys) < 100
+
+
+def test_a_touched_key_lives_on_and_an_expired_one_cannot_be_touched() -> None:
+    c = Cluster()
+    fill(c, 2, ttl_ms=1_000)
+    kept = c.ask(1, Touch(b"0000", 0))
+    soon = c.ask(1, Touch(b"0001", 200))
+    c.settle()
+    assert isinstance(kept.answer, Done)
+    assert isinstance(soon.answer, Done)
+    assert c.value(3, b"0000") == 0, "the value is what it was"
+    c.pass_time(200, nodes=())
+    late = c.ask(1, Touch(b"0001", 1_000))
+    c.settle()
+    assert late.answer == Conflict(b""), "as if it were not there"
+    ticks(c, 100)
+    assert keys(c, 1) == keys(c, 2) == [b"0000"]
+
+
+def test_a_touch_that_is_sent_again_counts_from_the_first_time() -> None:
+    c = Cluster()
+    fill(c, 1, ttl_ms=0)
+    asked = c.ask(1, Touch(b"0000", 1_000))
+    c.settle()
+    c.pass_time(500, nodes=())
+    c.retry(1, asked)
+    c.settle()
+    assert asked.answers[0] == asked.answers[1]
+    c.pass_time(500)
+    c.settle()
+    assert keys(c, 2) == []

@@ -210,7 +210,7 @@ class FakeCluster:
                 return Number(self._version(), old + op.by)
             case Touch():
                 if op.key not in self.records:
-                    return Absent()
+                    return Conflict(b"")
                 return Done(self._version())
             case Atomic():
                 for write in op.writes:

@@ -168,7 +168,7 @@ class FakeNode:
                 return Conflict(b"" if current is None else record_version(current))
         version = pack_version(BALLOT, self.sequence + 1)
         result = self._change(op, version)
-        if not isinstance(result, Failed | Absent):
+        if not isinstance(result, Failed | Conflict):
             self.sequence += 1
         return result
 
@@ -211,7 +211,7 @@ class FakeNode:
     def _touch(self, op: Touch, version: bytes) -> Result:
         before = self._live(op.key)
         if before is None:
-            return Absent()
+            return Conflict(b"")
         old = decode_record(before)
         expiry = self._now_ms() + op.ttl_ms if op.ttl_ms else 0
         self.records[op.key] = encode_record(version, old.value, old.content_type, expiry)

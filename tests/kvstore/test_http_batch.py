@@ -56,6 +56,25 @@ async def test_results_come_in_the_order_of_the_operations(http: Harness) -> Non
     assert len(http.node.requests) == 1, "one frame for all"
 
 
+async def test_touch_in_a_batch(http: Harness) -> None:
+    answer = await batch(
+        http,
+        [
+            {"op": "put", "key": "a", "value": 1},
+            {"op": "touch", "key": "a", "ttl": 60},
+            {"op": "get", "key": "a"},
+            {"op": "touch", "key": "a"},
+            {"op": "get", "key": "a"},
+            {"op": "touch", "key": "none", "ttl": 1},
+        ],
+    )
+    _, touched, soon, again, kept, absent = answer.json["results"]
+    assert touched == {"status": 200, "version": soon["version"]}
+    assert (soon["value"], "expires_at" in soon) == (1, True)
+    assert kept == {"status": 200, "value": 1, "version": again["version"]}
+    assert absent == {"status": 404}
+
+
 async def test_msgpack_both_ways(http: Harness) -> None:
     operations = [
         {"op": "put", "key": b"\xff", "value": b"\x00"},
@@ -113,6 +132,8 @@ async def test_an_atomic_batch_is_all_or_nothing(http: Harness) -> None:
         ),
         ([{"op": "put", "key": "a", "value": "x" * 1_048_576}], "limit"),
         ([{"op": "incr", "key": "a", "by": 2**63}], "'by'"),
+        ([{"op": "touch", "key": "a", "ttl": "1"}], "'ttl'"),
+        ([{"op": "touch", "key": "a", "value": 1}], "no member 'value'"),
         ([{"op": "get", "key": "a", "consistency": "no"}], "'consistency'"),
         ([{"op": "get", "key": "a"}] * (OPERATIONS_MAX + 1), "1,001 operations"),
         ({"atomic": True, "operations": [{"op": "get", "key": "a"}]}, "puts and deletes"),

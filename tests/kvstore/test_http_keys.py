@@ -267,6 +267,22 @@ async def test_incr(http: Harness) -> None:
     assert (await http.ask("POST", "/v1/kv/t/incr")).problem == "wrong-type"
 
 
+async def test_touch_sets_and_removes_a_time_to_live(http: Harness) -> None:
+    made = await http.ask("PUT", "/v1/kv/k", b"v", Content_Type="text/plain")
+    touched = await http.ask("POST", "/v1/kv/k/touch?ttl=60")
+    assert (touched.status, touched.body) == (204, b"")
+    assert touched.headers["etag"] != made.headers["etag"]
+    read = await http.ask("GET", "/v1/kv/k")
+    assert (read.body, read.headers["content-type"]) == (b"v", "text/plain")
+    assert read.headers["etag"] == touched.headers["etag"]
+    assert "x-kv-expires-at" in read.headers
+    await http.ask("POST", "/v1/kv/k/touch")
+    assert "x-kv-expires-at" not in (await http.ask("GET", "/v1/kv/k")).headers
+    assert (await http.ask("POST", "/v1/kv/none/touch?ttl=1")).problem == "not-found"
+    assert (await http.ask("POST", "/v1/kv/k/touch?ttl=0")).problem == "bad-parameter"
+    assert (await http.ask("POST", "/v1/kv/k/touch", If_Match="*")).status == 501
+
+
 async def test_only_post_knows_incr(http: Harness) -> None:
     await http.ask("PUT", "/v1/kv/a/incr", b"v")
     assert list(http.node.records) == [b"a/incr"]

@@ -15,7 +15,7 @@ from openapi_spec_validator import validate
 from cluster.limits import VALUE_BYTES_MAX
 from cluster.operations import Code, Failed
 from kvstore.http import HttpSettings
-from kvstore.http.app import EXACT, INCR, OF_A_KEY
+from kvstore.http.app import BELOW_A_KEY, EXACT, OF_A_KEY
 from kvstore.http.openapi import document
 from kvstore.http.problems import PROBLEMS
 from tests.kvstore.fake_node import FakeNode
@@ -27,6 +27,7 @@ BODIES = {"put": b"1", "batch": b'[{"op": "put", "key": "{t}a", "value": 1}]'}
 TARGETS = {
     "/v1/kv/{key}": "/v1/kv/{t}a",
     "/v1/kv/{key}/incr": "/v1/kv/{t}n/incr",
+    "/v1/kv/{key}/touch": "/v1/kv/{t}a/touch",
 }
 
 Trial = Callable[[Harness, "Operation"], Awaitable[Answer]]
@@ -222,7 +223,7 @@ def test_the_document_has_every_route_with_its_parameters_and_conditions() -> No
     components = document()["components"]["parameters"]
     routes = {(route.method, path): route for path, by in EXACT.items() for route in by.values()}
     routes |= {(route.method, "/v1/kv/{key}"): route for route in OF_A_KEY.values()}
-    routes[INCR.method, "/v1/kv/{key}/incr"] = INCR
+    routes |= {("POST", f"/v1/kv/{{key}}{ending}"): route for ending, route in BELOW_A_KEY.items()}
     told = {
         (operation.method, operation.path): operation
         for operation in operations()

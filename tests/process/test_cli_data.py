@@ -103,6 +103,19 @@ def test_incr_counts_down_too(sh: Shell) -> None:
     assert sh(data.incr, "d:n", "--by", "-5").out == "-4\n"
 
 
+def test_touch_sets_and_removes_a_time_to_live(sh: Shell, db: Client) -> None:
+    sh(data.put, "d:t", "x", "--ttl", "3600")
+    entry = db.get_entry("d:t")
+    assert entry is not None
+    assert entry.expires_at is not None
+    assert sh(data.touch, "d:t").status == 0
+    assert '"expires_at"' not in sh(data.get, "d:t", "--entry").out
+    assert sh(data.touch, "d:t", "--ttl", "60").status == 0
+    assert '"expires_at"' in sh(data.get, "d:t", "--entry").out
+    assert sh(data.get, "d:t").out == "x\n"
+    assert sh(data.touch, "d:none").status == 1
+
+
 def test_scan_in_its_forms(sh: Shell, db: Client) -> None:
     db.put_many({f"s:{n}": {"n": n} for n in range(30)})
     names = sh(data.scan, "s:", "-o", "name").out.split()
