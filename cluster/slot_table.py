@@ -50,9 +50,10 @@ from cluster.transfer import on_fetch, on_gap, on_install, on_tail, on_tail_quer
 from cluster.watches import Watches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cluster.ballot import NodeId
+    from cluster.outputs import Ticket
     from cluster.store import Store
 
 FIRST_ROUND_MAX = 1 << 48
@@ -204,6 +205,17 @@ class SlotTable:
             return True
         self._enter(slot, call)
         return True
+
+    def withdraw(self, numbers: Iterable[int], is_over: Callable[[Ticket], bool]) -> list[Ticket]:
+        """Take back what is held for these slots and nobody waits for: it gets no sequence."""
+        taken: list[Ticket] = []
+        for number in numbers:
+            slot = self.slots[number]
+            if slot is not None and isinstance(slot.role, Primary) and slot.role.held:
+                held = slot.role.held
+                taken += [call.ticket for call in held if is_over(call.ticket)]
+                slot.role.held = [call for call in held if not is_over(call.ticket)]
+        return taken
 
     def _enter(self, slot: Slot, call: Call) -> None:
         """Into a serving primary."""

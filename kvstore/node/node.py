@@ -22,6 +22,7 @@ from cluster.swim_settings import SwimSettings
 from cluster.system_slot import TOPOLOGY_KEY, owners
 from cluster.topology import encode_topology
 from kvstore.log import get_logger
+from kvstore.node.admission import Admission
 from kvstore.node.arrival import Arrival
 from kvstore.node.clock import SystemClock
 from kvstore.node.directory import Directory
@@ -43,10 +44,12 @@ if TYPE_CHECKING:
 
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
+    from cluster.operations import Failed
     from cluster.swim_messages import GossipMessage
     from cluster.topology import Node as Member
     from cluster.topology import Topology
     from kvstore.node.clock import Clock
+    from kvstore.node.gathering import Waiter
     from kvstore.node.spreading import Aside
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.engine import Engine
@@ -101,6 +104,7 @@ class Node:
         self.topology: Topology | None = None
         self.clock = clock or SystemClock()
         self.started_ms = self.clock.now_ms()
+        self.admission = Admission(self.clock.now_ms)
         self.engine = engine
         self.commit = commit
         self._cluster_name = cluster_name
@@ -169,7 +173,13 @@ class Node:
             self.id, self.table, self.store, self.commit, self.neighbours.tell_leads, self.clock
         )
         self.router = Router(
-            self.id, self.table, topology.slot_count, self.peers, self.core.wake, now_ms
+            self.id,
+            self.table,
+            topology.slot_count,
+            self.peers,
+            self.core.wake,
+            now_ms,
+            self.admission,
         )
         self.core.peers, self.core.router = self.peers, self.router
         self.core.wake()
@@ -292,10 +302,19 @@ class Node:
         """Somebody founds, or asks whether this node is founded."""
         return self._arrival.on_founding(founding, self.topology)
 
-    def on_request(self, request: Request, reply: Callable[[Response], None]) -> None:
+    def refusal(self, request: Request) -> Failed | None:
+        """What is over the limits is refused before any work, and counted."""
+        refusal = self.admission.refusal(request)
+        if refusal is not None:
+            self._on_refused("overloaded")
+        return refusal
+
+    def on_request(
+        self, request: Request, reply: Callable[[Response], None], waiter: Waiter
+    ) -> None:
         """For the router."""
         self.core.wake()
-        self.router.submit(request, reply)
+        self.router.submit(request, reply, waiter)
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""

@@ -14,10 +14,12 @@ from collections import defaultdict
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.limits import REQUEST_HOPS_MAX
+from cluster.limits import REQUEST_HOPS_MAX, REQUEST_OPERATIONS_MAX
 from cluster.operations import Atomic, Code, Failed, Get, Scan
 from cluster.slot import Call
 from cluster.slots import slot_of
+from kvstore.node.admission import payload_bytes
+from kvstore.node.gathering import Gathering
 from kvstore.wire.protocol import Request, Response
 
 if TYPE_CHECKING:
@@ -27,13 +29,9 @@ if TYPE_CHECKING:
     from cluster.operations import Operation, Result
     from cluster.outputs import Moved
     from cluster.slot_table import SlotTable
+    from kvstore.node.admission import Admission
+    from kvstore.node.gathering import Ticket, Waiter
 
-REQUESTS_MAX = 20_000
-"""Requests being gathered at once; more are refused at the door as overload."""
-
-_OVERLOADED = Failed(
-    Code.OVERLOADED, "this node has as many requests in flight as it takes; try again", 100
-)
 _TOO_LARGE = Failed(Code.TOO_LARGE, "the operation does not fit into one frame to its primary")
 
 
@@ -48,49 +46,6 @@ class PeerLinks(Protocol):
         """
 
 
-class Gathering:
-    """One request on its way to one response."""
-
-    __slots__ = (
-        "deadline_ms",
-        "leads",
-        "missing",
-        "reply",
-        "request",
-        "results",
-        "slots",
-        "started",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        slots: list[int],
-        deadline_ms: int,
-        reply: Callable[[Response], None],
-    ) -> None:
-        self.request = request
-        self.slots = slots
-        self.deadline_ms = deadline_ms
-        self.reply = reply
-        self.missing = len(slots)
-        self.results: list[Result | None] = [None] * len(slots)
-        self.started: set[int] | None = None
-        """Operations that may have reached a primary before: retries from now on."""
-        self.leads: dict[int, int] = {}
-
-    def put(self, index: int, result: Result) -> bool:
-        """Set one result; True when it was the last. A second one for an operation is ignored."""
-        if self.results[index] is not None:
-            return False
-        self.results[index] = result
-        self.missing -= 1
-        return not self.missing
-
-
-Ticket = tuple[Gathering, int]
-
-
 class Router:
     """Requests in, responses out.
 
@@ -101,6 +56,7 @@ class Router:
         links: Connections to the other nodes.
         wake: Schedules the end of the tick (`kvstore.node.loop`).
         now_ms: Monotonic time in milliseconds.
+        admission: Counts what this carries out.
     """
 
     def __init__(
@@ -111,6 +67,7 @@ class Router:
         links: PeerLinks,
         wake: Callable[[], None],
         now_ms: Callable[[], int],
+        admission: Admission,
     ) -> None:
         self._me = me
         self._table = table
@@ -118,6 +75,7 @@ class Router:
         self._links = links
         self._wake = wake
         self._now_ms = now_ms
+        self._admission = admission
         self._numbers = count(1)
         self._gatherings: dict[Gathering, None] = {}
         self._parked: defaultdict[int, list[Ticket]] = defaultdict(list)
@@ -131,22 +89,24 @@ class Router:
         """Requests that are not answered yet."""
         return len(self._gatherings)
 
-    def submit(self, request: Request, reply: Callable[[Response], None]) -> None:
-        """Carry out a validated request; ``reply`` is called once, maybe before this returns."""
-        if len(self._gatherings) >= REQUESTS_MAX:
-            reply(Response(request.id, [_OVERLOADED] * len(request.ops), {}))
-            return
+    def submit(self, request: Request, reply: Callable[[Response], None], waiter: Waiter) -> None:
+        """Carry out a validated request that `Admission` lets in, unless its waiter goes away.
+
+        ``reply`` is called once, maybe before this returns.
+        """
         slot_count = self._slot_count
         if request.system:
             slots = [slot_count] * len(request.ops)
         else:
             slots = [_slot_for(op, slot_count) for op in request.ops]
         deadline_ms = self._now_ms() + request.timeout_ms
-        gathering = Gathering(request, slots, deadline_ms, reply)
+        size_bytes = payload_bytes(request.ops)
+        gathering = Gathering(request, slots, deadline_ms, reply, waiter, size_bytes)
         if not slots:
             reply(Response(request.id, [], {}))
             return
         self._gatherings[gathering] = None
+        self._admission.begin(len(slots), size_bytes)
         if type(request.ops[0]) is Get or type(request.ops[0]) is Scan:
             self.reads_total += len(slots)
         else:
@@ -161,7 +121,7 @@ class Router:
         op = request.ops[index]
         if type(op) is Get and op.eventual and self._read_here(ticket, number, op):
             return
-        retry = request.retry or (gathering.started is not None and index in gathering.started)
+        retry = request.retry or gathering.is_started(index)
         offset = request.offsets[index] if request.offsets else index
         seen = request.seen[index] if request.seen else b""
         call = Call(op, request.client, request.number + offset, seen, retry, ticket)
@@ -204,6 +164,11 @@ class Router:
     def _forward(
         self, leader: NodeId, tickets: list[Ticket], client: int, *, retry: bool, left_ms: int
     ) -> None:
+        if len(tickets) > REQUEST_OPERATIONS_MAX:  # the other side would take it for no frame
+            for at in range(0, len(tickets), REQUEST_OPERATIONS_MAX):
+                part = tickets[at : at + REQUEST_OPERATIONS_MAX]
+                self._forward(leader, part, client, retry=retry, left_ms=left_ms)
+            return
         frame_id = next(self._numbers)
         ops: list[Operation] = []
         seen: list[bytes] = []
@@ -291,8 +256,20 @@ class Router:
         self._parked[gathering.slots[index]].append(ticket)
 
     def answer(self, ticket: Ticket, result: Result) -> None:
-        """One operation is done."""
+        """It is done, or refused, which settles nothing if it was started before (R5)."""
         gathering, index = ticket
+        if (
+            gathering.started is not None
+            and isinstance(result, Failed)
+            and result.code not in (Code.UNKNOWN, Code.WRONG_TYPE)
+            and gathering.results[index] is None
+            and gathering.is_started(index)
+            and not isinstance(gathering.request.ops[index], Get | Scan)
+        ):
+            if result.code is Code.OVERLOADED:
+                self._parked[gathering.slots[index]].append(ticket)
+                return
+            result = Failed(Code.UNKNOWN, f"only a later attempt was refused: {result.detail}")
         if gathering.put(index, result):
             self._finish(gathering)
 
@@ -300,10 +277,19 @@ class Router:
         self._gatherings.pop(gathering, None)
         results = [result for result in gathering.results if result is not None]
         assert len(results) == len(gathering.slots)
-        gathering.reply(Response(gathering.request.id, results, gathering.leads))
+        request = gathering.request
+        waited_ms = self._now_ms() - gathering.deadline_ms + request.timeout_ms
+        served = gathering.started is None and not isinstance(results[-1], Failed)
+        self._admission.end(len(results), gathering.size_bytes, waited_ms, served=served)
+        gathering.let_go()
+        gathering.reply(Response(request.id, results, gathering.leads))
 
     def tick(self) -> None:
-        """Send parked operations on their way again, and answer those whose time is over."""
+        """Answer those whose time is over or whose caller is gone; the parked go on their way."""
+        now_ms = self._now_ms()
+        over = {g for g in self._gatherings if g.deadline_ms <= now_ms or not g.waiter.is_open}
+        if over:
+            self._give_up(over)
         if self._parked:
             parked, self._parked = self._parked, defaultdict(list)
             for tickets in parked.values():
@@ -311,18 +297,24 @@ class Router:
                     if ticket[0].results[ticket[1]] is None:
                         self._route(ticket)
             self._wake()
-        now_ms = self._now_ms()
-        over = {g for g in self._gatherings if g.deadline_ms <= now_ms}
-        if over:
-            self._give_up(over)
 
     def stop(self) -> None:
         """Answer everything as if its time were over: this node serves nothing any more."""
         self._give_up(set(self._gatherings))
 
     def _give_up(self, over: set[Gathering]) -> None:
-        """Answer what is missing: "unavailable" if no primary was given it, else "unknown" (R4)."""
-        waiting: set[Ticket] = set()
+        """Answer what is missing: "unavailable" if no primary was given it, else "unknown" (R4).
+
+        What waited for a primary, here or held by one that is being established, is carried out no
+        more.
+        """
+        slots = {
+            number
+            for gathering in over
+            for number, result in zip(gathering.slots, gathering.results, strict=True)
+            if result is None
+        }
+        waiting: set[Ticket] = set(self._table.withdraw(slots, lambda ticket: ticket[0] in over))
         for number, tickets in list(self._parked.items()):
             kept = [ticket for ticket in tickets if ticket[0] not in over]
             if len(kept) < len(tickets):
@@ -334,8 +326,7 @@ class Router:
             for index, result in enumerate(gathering.results):
                 if result is None:
                     op, number = gathering.request.ops[index], gathering.slots[index]
-                    started = gathering.started is not None and index in gathering.started
-                    never = (gathering, index) in waiting and not started
+                    never = (gathering, index) in waiting and not gathering.is_started(index)
                     gathering.put(index, _timed_out(op, number, never_started=never))
             self._finish(gathering)
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cluster.messages import SlotMessage
     from cluster.operations import Result
     from cluster.swim_messages import GossipMessage
+    from kvstore.node.gathering import Waiter
     from kvstore.wire.protocol import Frame
 
 log = get_logger(__name__)
@@ -85,7 +86,12 @@ class Host(Protocol):
     def on_founding(self, founding: Founding) -> Founding:
         """Somebody founds, or asks."""
 
-    def on_request(self, request: Request, reply: Callable[[Response], None]) -> None:
+    def refusal(self, request: Request) -> Failed | None:
+        """Why the node does not take a request on now, if it does not."""
+
+    def on_request(
+        self, request: Request, reply: Callable[[Response], None], waiter: Waiter
+    ) -> None:
         """For the router."""
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
@@ -258,6 +264,10 @@ class Server:
             connection.send(answer)
 
     def _on_request(self, connection: Connection, request: Request) -> None:
+        refusal = self._host.refusal(request)
+        if refusal is not None:  # before any work: overload must not cost what it refuses
+            connection.send(Response(request.id, [refusal] * len(request.ops), {}))
+            return
         fault = check_request(request)
         if fault is not None:
             connection.refuse("frame", fault, kind="request")
@@ -277,12 +287,13 @@ class Server:
             if failed is not None:
                 faults[index] = failed
         if not faults:
-            self._host.on_request(request, partial(self._reply, connection))
+            self._host.on_request(request, partial(self._reply, connection), connection)
             return
         for _ in faults:
             self._host.refused("operation")
         good = without(request, faults)
-        self._host.on_request(good, partial(self._reply_with, connection, faults, len(request.ops)))
+        reply = partial(self._reply_with, connection, faults, len(request.ops))
+        self._host.on_request(good, reply, connection)
 
     def _reply(self, connection: Connection, response: Response) -> None:
         if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
