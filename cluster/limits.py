@@ -66,11 +66,9 @@ CONNECTION_REQUESTS_IN_FLIGHT_MAX = 1_024
 CONNECTION_BYTES_IN_FLIGHT_MAX = 4 * FRAME_BYTES_MAX
 """Unanswered request bytes of one connection; beside the count, because batches may be large."""
 
-PEER_ACCEPTS_IN_FLIGHT_MAX = 65_536
-"""Unacknowledged Accepts to one peer; a member that falls behind more is left to rule 11."""
-
-PEER_BYTES_IN_FLIGHT_MAX = 4 * FRAME_BYTES_MAX
-"""Unacknowledged bytes to one peer, with the same consequence."""
+PEER_UNSENT_BYTES_MAX = FRAME_BYTES_MAX
+"""What a peer has not taken yet; one that falls behind more is sent nothing until it has, and is
+left to rule 11. Nothing else is kept for it: an Accept that was sent is forgotten by its sender."""
 
 SLOT_OPERATIONS_IN_FLIGHT_MAX = 16_384
 """Uncommitted operations of one slot at its primary; above it new ones are refused as overload."""
@@ -152,7 +150,7 @@ assert HTTP_BATCH_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX
 assert TOPOLOGY_BYTES_MAX < FRAME_BYTES_MAX
 assert FRAME_BYTES_MAX < 2**32, "a frame's length prefix has four bytes"
 assert FRAME_BYTES_MAX <= CONNECTION_BYTES_IN_FLIGHT_MAX, "one frame must always be allowed"
-assert FRAME_BYTES_MAX <= PEER_BYTES_IN_FLIGHT_MAX
+assert FRAME_BYTES_MAX <= PEER_UNSENT_BYTES_MAX < CONNECTION_BYTES_IN_FLIGHT_MAX
 assert HANDSHAKE_BYTES_MAX < FRAME_BYTES_MAX
 assert 3 * NAME_BYTES_MAX + 2 * ADDRESS_BYTES_MAX < HANDSHAKE_BYTES_MAX
 
@@ -161,7 +159,7 @@ assert ATOMIC_WRITES_MAX <= REQUEST_OPERATIONS_MAX
 assert SCAN_PAGE_KEYS_MAX <= REQUEST_OPERATIONS_MAX, "a page's keys can be asked for in one request"
 assert EXPIRY_TICK_KEYS_MAX <= ATOMIC_WRITES_MAX, "they are deleted by one operation"
 assert EXPIRY_SLOT_IN_FLIGHT_MAX < SLOT_OPERATIONS_IN_FLIGHT_MAX, "clients come first"
-assert REQUEST_OPERATIONS_MAX <= SLOT_OPERATIONS_IN_FLIGHT_MAX <= PEER_ACCEPTS_IN_FLIGHT_MAX
+assert REQUEST_OPERATIONS_MAX <= SLOT_OPERATIONS_IN_FLIGHT_MAX
 
 # Percent-encoding trebles a key.
 assert 3 * KEY_BYTES_MAX < HTTP_LINE_BYTES_MAX

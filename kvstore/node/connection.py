@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder(expect_magic=listening, frame_bytes_max=HANDSHAKE_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self._reason = "closed by the other side"
         self._holds = 0
         self.remote = "?"
@@ -117,6 +118,13 @@ class Connection(asyncio.Protocol):
         """The handshake is over: frames of full size from now on."""
         self._decoder.frame_bytes_max = FRAME_BYTES_MAX
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What the other side has not taken yet, beside what the kernel keeps for it."""
+        if self._transport is None:
+            return 0
+        return self._unsent_bytes + self._transport.get_write_buffer_size()
+
     def hold(self) -> None:
         """Stop reading until `unhold` was called as often."""
         self._holds += 1
@@ -147,9 +155,10 @@ class Connection(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(data)
+        self._unsent_bytes += len(data)
 
     def _flush(self) -> None:
-        unsent, self._unsent = self._unsent, []
+        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
         transport = self._transport
         if transport is None or not unsent:
             return

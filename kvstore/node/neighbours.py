@@ -109,6 +109,12 @@ class Neighbours:
         self._node.router.peer_lost(other)
         self._judge(other)
 
+    def caught_up(self, other: NodeId) -> None:
+        """What a peer missed while it took nothing is gone: bring it up to date (R11)."""
+        if self._reached.get(other):
+            self._node.core.wake()
+            self._node.table.peer_up(other)
+
     def member_state(self, other: NodeId, state: MemberState) -> None:
         """Gossip believes something else of a member than before."""
         listed = self._members.get(other)

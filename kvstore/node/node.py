@@ -26,6 +26,7 @@ from kvstore.node.admission import Admission
 from kvstore.node.arrival import Arrival
 from kvstore.node.clock import SystemClock
 from kvstore.node.directory import Directory
+from kvstore.node.gathering import Awaited
 from kvstore.node.gossip import GossipDriver
 from kvstore.node.loop import CoreLoop
 from kvstore.node.neighbours import Neighbours
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
-    from cluster.operations import Failed
     from cluster.swim_messages import GossipMessage
     from cluster.topology import Node as Member
     from cluster.topology import Topology
@@ -128,6 +128,7 @@ class Node:
             self._hello,
             self.neighbours.link_up,
             self.neighbours.link_down,
+            self.neighbours.caught_up,
             self._on_response,
             self._on_topology,
             self._rng,
@@ -200,6 +201,7 @@ class Node:
         self.core.wake()
         self.table.tick()
         self.router.tick()
+        self.peers.tick()
         self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
 
     async def close(self) -> None:
@@ -331,14 +333,12 @@ class Node:
         not_serving = self.not_serving()
         if not_serving is not None:
             return Response(request.id, [not_serving] * len(request.ops), {})
-        answered: asyncio.Future[Response] = self._loop.create_future()
-
-        def reply(response: Response) -> None:
-            if not answered.done():
-                answered.set_result(response)
-
-        self.on_request(request, reply)
-        return await answered
+        refusal = self.refusal(request)
+        if refusal is not None:
+            return Response(request.id, [refusal] * len(request.ops), {})
+        awaited = Awaited(self._loop)
+        self.on_request(request, awaited.settle, awaited)
+        return await awaited.response
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
         """The routing table as a client needs it."""

@@ -5,6 +5,10 @@ back over the connection that carried it. Gossip has a connection of its own, so
 stuck behind megabytes of data. A link that is refused, reset or closed is dialled again with a
 growing, jittered pause. What is sent to a peer without a link is dropped: the protocol brings it up
 to date when it is back (rule 11), which costs less than unbounded memory.
+
+So does a peer *fall behind* that does not take what it is sent, be it frozen, cut off without a
+word, or slow: beyond `PEER_UNSENT_BYTES_MAX` it is sent no slot messages and no requests until it
+has taken nearly all of it, and is then brought up to date like one that comes back.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from cluster.limits import PEER_UNSENT_BYTES_MAX
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
 from kvstore.wire.frames import FrameError, encode_frame
@@ -45,6 +50,10 @@ PAUSE_S_MAX: Final = 1.0
 """Between attempts; doubled at each failure, with full jitter."""
 
 
+CAUGHT_UP_BYTES: Final = PEER_UNSENT_BYTES_MAX // 16
+"""A peer that fell behind is sent to again when no more than this is unsent."""
+
+
 class Link:
     """The outgoing connection to one peer for one purpose ("node" or "gossip")."""
 
@@ -53,6 +62,8 @@ class Link:
         self.name = name
         self.address = address
         self.role = role
+        self.behind = False
+        """Whether it is sent nothing more until it has taken what it was sent."""
         self._peers = peers
         self._connection: Connection | None = None
         self._lost = asyncio.Event()
@@ -64,6 +75,20 @@ class Link:
         """Whether frames can be sent."""
         connection = self._connection
         return connection is not None and connection.is_open
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not taken yet."""
+        return self._connection.unsent_bytes if self._connection is not None else 0
+
+    def takes_more(self) -> bool:
+        """Whether slot messages and requests may be sent now; notes a peer that falls behind."""
+        if not self.up or self.behind:
+            return False
+        if self.unsent_bytes > PEER_UNSENT_BYTES_MAX:
+            self.behind = True
+            log.warning("peer does not take what it is sent", peer=self.name)
+        return not self.behind
 
     def send(self, frame: Frame) -> bool:
         """Send, or drop if the link is down (False)."""
@@ -83,7 +108,7 @@ class Link:
             else:
                 pause_s = PAUSE_S_MIN
                 await self._lost.wait()
-                self._connection = None
+                self._connection, self.behind = None, False
                 self._peers.lost(self)
             await asyncio.sleep(self._peers.rng.uniform(0.3, 1.0) * pause_s)
             pause_s = min(pause_s * 2, PAUSE_S_MAX)
@@ -137,7 +162,11 @@ class Link:
     def close(self, reason: str) -> None:
         """Stop dialling and close; nobody is told that it is down."""
         self.task.cancel()
-        if self._connection is not None:
+        if self._connection is None:
+            return
+        if self.behind:  # it would have to be waited for
+            self._connection.abort(reason)
+        else:
             self._connection.close(reason)
 
 
@@ -148,6 +177,7 @@ class Peers:
         hello: Makes the handshake for a role.
         on_up: A data link is open.
         on_down: A data link was refused, could not be made, or broke; every time.
+        on_caught_up: A peer that fell behind is sent to again; what it missed is gone.
         on_response: An answer to a forwarded request.
         on_topology: A peer's document.
         rng: For jitter.
@@ -158,6 +188,7 @@ class Peers:
         hello: Callable[[str], Hello],
         on_up: Callable[[NodeId], None],
         on_down: Callable[[NodeId], None],
+        on_caught_up: Callable[[NodeId], None],
         on_response: Callable[[Response], None],
         on_topology: Callable[[bytes], None],
         rng: Random,
@@ -166,6 +197,7 @@ class Peers:
         self.rng = rng
         self._on_up = on_up
         self._on_down = on_down
+        self._on_caught_up = on_caught_up
         self._on_response = on_response
         self._on_topology = on_topology
         self._data: dict[NodeId, Link] = {}
@@ -203,7 +235,7 @@ class Peers:
     def send_slots(self, node: NodeId, messages: list[SlotMessage]) -> None:
         """One tick's slot messages in one frame, or in several if they do not fit."""
         link = self._data.get(node)
-        if link is None or not link.up:
+        if link is None or not link.takes_more():
             return
         try:
             if len(messages) > MESSAGES_MAX:
@@ -226,7 +258,16 @@ class Peers:
 
     def forward(self, node: NodeId, request: Request) -> bool:
         """See `kvstore.node.router.PeerLinks`."""
-        return self.send(node, request)
+        link = self._data.get(node)
+        return link is not None and link.takes_more() and link.send(request)
+
+    def tick(self) -> None:
+        """Look who caught up; call it some times a second."""
+        for node, link in self._data.items():
+            if link.behind and link.unsent_bytes <= CAUGHT_UP_BYTES:
+                link.behind = False
+                log.info("peer takes what it is sent again", peer=link.name)
+                self._on_caught_up(node)
 
     def opened(self, link: Link) -> None:
         """A link is open."""
