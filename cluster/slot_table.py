@@ -40,6 +40,7 @@ from cluster.messages import (
 from cluster.operations import Absent, Found, Get, Result, Scan
 from cluster.outputs import Outputs
 from cluster.primary import must_renew, on_ack, write
+from cluster.quorum import is_quorum
 from cluster.reads import Reads, read_key
 from cluster.replica import on_accept, on_establish, on_prepare
 from cluster.scan import read_page
@@ -78,6 +79,8 @@ class SlotTable:
         self.slots: list[Slot | None] = [None] * slot_count
         self._ctx = Context(me, store, Outputs())
         self._ctx.reachable.add(me)
+        self._down: set[NodeId] = set()
+        """Peers that cannot be reached; hardly ever any."""
         self._reads = Reads(self.slots.__getitem__, rng.randrange(FIRST_ROUND_MAX))
         self._expiry = Expiry(self.slots)
         self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
@@ -193,11 +196,17 @@ class SlotTable:
         return slot
 
     def submit(self, number: int, call: Call) -> bool:
-        """A request for a slot. False: this node does not lead it, look elsewhere."""
+        """A request for a slot. False: look elsewhere, or later.
+
+        This node does not lead it, or knows that it reaches no quorum: what it gave a sequence now
+        could not be answered, and nobody could say what became of it.
+        """
         slot = self.slots[number]
         if slot is None or not isinstance(slot.role, Primary):
             return False
         primary = slot.role
+        if self._down and not is_quorum(self._ctx.reachable, slot.config):
+            return False
         if not primary.serving or primary.handing_to is not None:
             if len(primary.held) >= HELD_CALLS_MAX:
                 return False
@@ -282,6 +291,7 @@ class SlotTable:
     def peer_up(self, node: NodeId) -> None:
         """There is a connection to this peer."""
         self._ctx.reachable.add(node)
+        self._down.discard(node)
         self.leadership.peer_up(node)
 
     def peer_down(self, node: NodeId) -> None:
@@ -289,6 +299,7 @@ class SlotTable:
         ctx = self._ctx
         ctx.reachable.discard(node)
         ctx.told.discard(node)
+        self._down.add(node)
         self.watches.doubt()
         lost = [number for number, leader in ctx.leader_of.items() if leader == node]
         for number in lost:

@@ -1,0 +1,51 @@
+"""A real node under too much: refusals, callers that are gone, one fsync for what is in flight."""
+
+from __future__ import annotations
+
+from cluster.operations import Code, Failed, Incr, Number, Put
+from cluster.slot import Primary
+from kvstore.wire.protocol import Request, Response
+from tests.kvstore.node_harness import MEMBER_ID, RAW, put, running
+from tests.process.cluster_processes import wait_for_async
+
+
+async def test_a_hundred_increments_in_flight_share_their_fsyncs() -> None:
+    async with running() as harness, harness.client() as wire:
+        await wire.ask([Incr(b"n", 1)])
+        syncs = harness.node.commit.syncs
+        increments = [Request(i, 0xC, i, False, 2_000, 0, [Incr(b"n", 1)], []) for i in range(100)]
+        await wire.send(*increments)
+        numbers = []
+        for _ in increments:
+            response = await wire.receive()
+            assert isinstance(response, Response)
+            numbers += [result.value for result in response.results if isinstance(result, Number)]
+        assert numbers == list(range(2, 102))
+        assert harness.node.commit.syncs - syncs <= 5, "it depends on how the bytes arrive"
+
+
+async def test_overload_is_refused_before_any_work_and_counted() -> None:
+    async with running() as harness, harness.client() as wire:
+        harness.node.admission.begin(1, 0)
+        harness.node.admission.limit = 1
+        (result,) = await wire.ask([Put(b"k", RAW)])
+        assert isinstance(result, Failed)
+        assert result.code is Code.OVERLOADED
+        assert result.retry_after_ms > 0
+        assert harness.refused == {"overloaded": 1}
+        harness.node.admission.end(1, 0, 1, served=True)
+        assert await wire.stored() == {}
+
+
+async def test_a_client_that_is_gone_is_forgotten() -> None:
+    async with running() as harness:
+        async with harness.client() as wire:
+            for slot in harness.node.table.slots:  # nothing is answered any more
+                if slot is not None and isinstance(slot.role, Primary):
+                    slot.role.handing_to = MEMBER_ID
+            await wire.send(put(b"k"))
+            await wait_for_async(lambda: harness.node.router.in_flight == 1, "it arrives")
+        await wait_for_async(lambda: harness.node.router.in_flight == 0, "it is forgotten")
+        assert harness.node.admission.requests == 0
+        held = [s.role.held for s in harness.node.table.slots if s and isinstance(s.role, Primary)]
+        assert not any(held), "it is not carried out when nobody waits for it"
