@@ -12,9 +12,11 @@ No tick walks all slots: orphans, candidates and slots to hand over are kept as 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.messages import Establish, HandOver
+from cluster.catching_up import CatchingUp, is_in_step, tell
+from cluster.messages import HandOver, Retiring
 from cluster.replica import step_down
 from cluster.slot import Call, Candidate, Primary
 from cluster.takeover import ask, prepare
@@ -31,15 +33,23 @@ RANK_DELAY_MS = 1_500
 CANDIDATE_TIMEOUT_MS = 1_000
 """A candidacy that got nowhere is begun again after this and up to as much jitter."""
 
-CANDIDATES_MAX = 256
-"""Candidacies at once, apart from wanted slots: milliseconds of work, so that these wait for little
-and none times out behind the others."""
+CANDIDATES_MAX = 512
+"""Candidacies at once: tens of milliseconds of work, so that none times out behind the others."""
+
+CANDIDATES_BESIDE_WANTED_MAX = 64
+"""The same while somebody waits for slots: what is wanted should hardly notice the rest."""
+
+WANTED_MS = 200
+"""Slots that were wanted so lately say that more of them will be."""
 
 LAGGARD_INTERVAL_MS = 1_000
 """A peer that is behind and made no progress for so long is told Establish again (R9)."""
 
-HANDOVER_SLOTS_MAX = 512
-"""Slots handed over at once: their requests are held for two round trips and two fsyncs."""
+HANDOVER_SLOTS_MAX = 128
+"""Slots handed over at once: their requests are held for three round trips with an fsync each."""
+
+RETURNING_LOOKS_MAX = 1_024
+"""Slots to hand over that one tick looks at; those that are not in step yet are looked at again."""
 
 HANDOVER_TIMEOUT_MS = 1_000
 """A handover that the other side did not take up is called off after this."""
@@ -74,26 +84,49 @@ class Leadership:
         """Slots that this node leads and somebody else should."""
         self.handing: dict[int, int] = {}
         """Slots in a handover -> since when."""
+        self.catching_up = CatchingUp(slots, ctx)
         self._laggards: dict[tuple[int, NodeId], int] = {}
         self._laggards_at_ms = 0
+        self._wanted_ms = -WANTED_MS
 
     def orphan(self, numbers: Iterable[int]) -> None:
         """These slots have no leader that this node can reach."""
-        ctx = self._ctx
+        ctx, slots, orphans = self._ctx, self._slots, self.orphans
+        leader_of, reachable = ctx.leader_of, ctx.reachable
+        times: dict[int, int | None] = {}  # by config: thousands of slots share a few
         for number in numbers:
-            slot = self._slots[number]
-            if slot is None or not slot.holds_state or number in self.orphans:
+            slot = slots[number]
+            if slot is None or number in orphans or isinstance(slot.role, Primary):
                 continue
-            members = slot.config.members
-            if ctx.me in members and not isinstance(slot.role, Primary):
-                ahead = [n for n in members[: members.index(ctx.me)] if n in ctx.reachable]
-                self.orphans[number] = ctx.now_ms + RANK_DELAY_MS * len(ahead)
+            if leader_of.get(number) in reachable:
+                continue  # the next one was quicker to say so than this tick to end
+            key = id(slot.config)
+            if key not in times:
+                times[key] = self._turn_ms(slot)
+            at_ms = times[key]
+            if at_ms is not None and slot.holds_state:
+                orphans[number] = at_ms
+
+    def _turn_ms(self, slot: Slot) -> int | None:
+        """When it is this node's turn to take the slot over; None if it never is (R10)."""
+        ctx, members = self._ctx, slot.config.members
+        if ctx.me not in members:
+            return None
+        before = members[: members.index(ctx.me)]
+        ahead = [n for n in before if n in ctx.reachable and n not in ctx.retiring]
+        return ctx.now_ms + RANK_DELAY_MS * len(ahead)
 
     def led(self, number: int) -> None:
         """A leader is known again."""
         self.orphans.pop(number, None)
         slot = self._slots[number]
-        if slot is None or (isinstance(slot.role, Primary) and slot.role.serving):
+        if slot is not None and isinstance(slot.role, Candidate) and slot.role.asking:
+            slot.role = None  # nothing was changed anywhere by it
+        if (
+            slot is None
+            or slot.role is None
+            or (isinstance(slot.role, Primary) and slot.role.serving)
+        ):
             self.candidates.discard(number)
 
     def tick(self) -> None:
@@ -104,13 +137,20 @@ class Leadership:
             self.candidates.discard(number)
         if self.returning or self.handing:
             self._hand_over()
+        if self.catching_up.under_way:
+            self.catching_up.tick()
         if now_ms - self._laggards_at_ms >= LAGGARD_INTERVAL_MS:
             self._laggards_at_ms = now_ms
             self._sweep()
 
     def start_candidacies(self) -> None:
         """Ask for orphans whose time has come, as long as there is room; O(orphans)."""
-        ctx, room = self._ctx, CANDIDATES_MAX - len(self.candidates)
+        ctx = self._ctx
+        busy = ctx.now_ms - self._wanted_ms < WANTED_MS
+        most = CANDIDATES_BESIDE_WANTED_MAX if busy else CANDIDATES_MAX
+        room = most - len(self.candidates)
+        if room < most // 2 or ctx.me in ctx.retiring:  # a half at a time: one fsync for many
+            return
         due: list[int] = []
         for number, at_ms in self.orphans.items():
             if len(due) >= room:
@@ -122,14 +162,18 @@ class Leadership:
 
     def want(self, number: int) -> None:
         """Somebody waits for this slot: if it is this node's turn, it comes before all others."""
-        at_ms = self.orphans.get(number)
-        if at_ms is not None and at_ms <= self._ctx.now_ms:
+        at_ms, ctx = self.orphans.get(number), self._ctx
+        if at_ms is not None and at_ms <= ctx.now_ms and ctx.me not in ctx.retiring:
+            self._wanted_ms = ctx.now_ms
             self._begin_candidacy(number)
 
     def _begin_candidacy(self, number: int) -> None:
         del self.orphans[number]
         slot = self._slots[number]
-        if slot is not None and slot.role is None and slot.holds_state:
+        assert slot is not None
+        if isinstance(slot.role, Candidate) and slot.role.asking:
+            slot.role = None  # asked in vain before; who can answer may be another now
+        if slot.role is None and slot.holds_state:
             ask(slot, self._ctx)
             self.candidates.add(number)
 
@@ -163,7 +207,7 @@ class Leadership:
             if durable < slot.sequence and peer in self._ctx.reachable:
                 self._laggards[slot.number, peer] = durable
                 if before.get((slot.number, peer)) == durable:
-                    self.repeat_establish(slot, primary, (peer,))
+                    tell(slot, primary, peer, self._ctx)
 
     def _is_settled(self, number: int) -> bool:
         """Whether the candidacy is over; one that got nowhere becomes an orphan again."""
@@ -173,7 +217,8 @@ class Leadership:
         if isinstance(role, Primary):
             if not role.serving and ctx.now_ms - role.since_ms > CANDIDATE_TIMEOUT_MS:
                 role.since_ms = ctx.now_ms
-                self.repeat_establish(slot, role, role.peers)
+                for peer in role.peers:
+                    tell(slot, role, peer, ctx)
             return role.serving
         if isinstance(role, Candidate):
             if ctx.now_ms - role.since_ms <= CANDIDATE_TIMEOUT_MS:
@@ -183,35 +228,61 @@ class Leadership:
             self.orphans[number] = ctx.now_ms + self._rng.randrange(CANDIDATE_TIMEOUT_MS)
         return True
 
-    def repeat_establish(self, slot: Slot, primary: Primary, peers: Iterable[NodeId]) -> None:
-        """Say Establish again to those that are behind (R9)."""
-        for peer in peers:
-            if primary.durable.get(peer, -1) < slot.sequence:
-                again = Establish(slot.number, primary.ballot, primary.base, slot.sequence)
-                self._ctx.out.send[peer].append(again)
-
     def peer_up(self, node: NodeId) -> None:
         """A peer can be reached: bring it to what this node leads, and let it lead its own."""
-        for slot in self._slots:
+        behind: list[int] = []
+        for number, slot in enumerate(self._slots):
             if slot is None or node not in slot.config.everyone:
                 continue
             if isinstance(slot.role, Primary):
                 slot.role.bringing.pop(node, None)
-                self.repeat_establish(slot, slot.role, (node,))
+                behind.append(number)
                 if slot.role.serving:
                     self.consider_return(slot)
             elif isinstance(slot.role, Candidate) and slot.role.asking:
                 slot.role.since_ms = 0  # ask again, now that one more can answer
+        self.catching_up.begin(node, behind)
 
     def consider_return(self, slot: Slot) -> None:
         """Note the slot if somebody who is preferred over this node could lead it (R10)."""
-        ctx = self._ctx
+        if self.successor(slot) not in (self._ctx.me, None):
+            self.returning[slot.number] = None
+
+    def successor(self, slot: Slot) -> NodeId | None:
+        """The first member that can be reached and is not about to stop; None if there is none."""
+        reachable, retiring = self._ctx.reachable, self._ctx.retiring
         for node in slot.config.members:
-            if node == ctx.me:
-                return
-            if node in ctx.reachable:
-                self.returning[slot.number] = None
-                return
+            if node in reachable and node not in retiring:
+                return node
+        return None
+
+    def retire(self) -> None:
+        """This node is to stop: hand over what it leads, and tell its peers to hand it nothing."""
+        ctx = self._ctx
+        ctx.retiring.add(ctx.me)
+        for peer in ctx.reachable:
+            if peer != ctx.me:
+                ctx.out.send[peer].append(Retiring(ctx.me))
+        for slot in self._slots:
+            if slot is not None and isinstance(slot.role, Primary):
+                self.consider_return(slot)
+
+    def on_retiring(self, node: NodeId) -> None:
+        """A peer is to stop: what is being handed to it stays here."""
+        self._ctx.retiring.add(node)
+        for number in list(self.handing):
+            slot = self._slots[number]
+            if slot and isinstance(slot.role, Primary) and slot.role.handing_to == node:
+                del self.handing[number]
+                self._call_off(slot, slot.role)
+                self.consider_return(slot)
+
+    def handed(self, number: int) -> None:
+        """This node leads the slot no more: there is room to hand over another."""
+        if self.handing.pop(number, None) is not None and (
+            len(self.handing) <= HANDOVER_SLOTS_MAX // 2  # a half at a time: one frame for all
+        ):
+            self._hand_over()
 
     def _hand_over(self) -> None:
         ctx = self._ctx
@@ -223,21 +294,20 @@ class Leadership:
             elif ctx.now_ms - since_ms > HANDOVER_TIMEOUT_MS:
                 del self.handing[number]
                 self._call_off(slot, slot.role)
-        for number in list(self.returning):
+        for number in list(islice(self.returning, RETURNING_LOOKS_MAX)):
             if len(self.handing) >= HANDOVER_SLOTS_MAX:
                 return
             slot = self._slots[number]
             assert slot is not None
-            primary = slot.role
-            if not isinstance(primary, Primary):
-                del self.returning[number]
+            primary, successor = slot.role, self.successor(slot)
+            del self.returning[number]
+            if not isinstance(primary, Primary) or successor in (ctx.me, None):
                 continue
-            successor = next(n for n in slot.config.members if n in ctx.reachable)
-            if successor == ctx.me:
-                del self.returning[number]
-            elif primary.serving and primary.durable.get(successor, -1) >= primary.committed:
-                del self.returning[number]
+            assert successor is not None
+            if primary.serving and is_in_step(primary, successor):
                 self.begin(slot, primary, successor)
+            else:
+                self.returning[number] = None  # behind the others
 
     def begin(self, slot: Slot, primary: Primary, successor: NodeId) -> None:
         """Hold new requests; the successor is told when what is in flight has committed (R10)."""
@@ -263,7 +333,11 @@ class Leadership:
 
     def on_hand_over(self, slot: Slot, message: HandOver) -> None:
         """The primary asks this node to take over now (R10)."""
-        if slot.role is None and slot.holds_state and slot.established == message.ballot:
+        if self._ctx.me in self._ctx.retiring:
+            return
+        asking = isinstance(slot.role, Candidate) and slot.role.asking
+        free = slot.role is None or asking
+        if free and slot.holds_state and slot.established == message.ballot:
             prepare(slot, self._ctx)
             self.candidates.add(slot.number)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cluster.ballot import Ballot, Position
+from cluster.ballot import Ballot, NodeId, Position
 from cluster.key_log import Run
 from cluster.slot_config import SlotConfig
 
@@ -218,6 +218,12 @@ class HandOver(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
     ballot: Ballot
 
 
+class Retiring(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
+    """The sender is about to stop and hands over what it leads: hand it nothing (R10)."""
+
+    node: NodeId
+
+
 class Drop(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
     """You are in neither members nor learners of this committed config (R15)."""
 
@@ -246,5 +252,6 @@ SlotMessage = (
     | Confirm
     | Confirmed
     | HandOver
+    | Retiring
     | Drop
 )

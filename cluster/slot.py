@@ -32,7 +32,7 @@ from cluster.records import pack_ballot
 from cluster.slot_config import NO_CONFIG, SlotConfig
 
 if TYPE_CHECKING:
-    from cluster.messages import Promise
+    from cluster.messages import Ask, Promise
     from cluster.operations import Operation, Result
     from cluster.outputs import Outputs, Ticket
     from cluster.store import Store
@@ -57,7 +57,18 @@ class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Context:
     """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
 
-    __slots__ = ("leader_of", "me", "now_ms", "out", "reachable", "store", "told", "unix_ms")
+    __slots__ = (
+        "leader_of",
+        "me",
+        "now_ms",
+        "out",
+        "reachable",
+        "retiring",
+        "store",
+        "told",
+        "unanswered",
+        "unix_ms",
+    )
 
     def __init__(self, me: NodeId, store: Store, out: Outputs) -> None:
         self.me = me
@@ -69,10 +80,14 @@ class Context:
         """The wall clock: expiry alone (R7); it may be wrong and may jump."""
         self.reachable: set[NodeId] = set()
         """Whom this node can talk to now, itself included: a matter of routing, never of safety."""
+        self.retiring: set[NodeId] = set()
+        """Who is about to stop and is to lead nothing any more, maybe this node."""
         self.told: set[NodeId] = {me}
         """Who has told this node all that it leads, and goes on telling what changes."""
         self.leader_of: dict[int, NodeId] = {}
         """Which other node serves a slot, as far as known: hints (rule 10)."""
+        self.unanswered: dict[int, tuple[NodeId, Ask]] = {}
+        """Slot -> who asked last for a promise while this node could reach a primary (rule 9)."""
 
 
 class Waiting:

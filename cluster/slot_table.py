@@ -32,6 +32,7 @@ from cluster.messages import (
     Pull,
     Pulled,
     Refuse,
+    Retiring,
     SlotMessage,
     Tail,
     TailQuery,
@@ -44,9 +45,17 @@ from cluster.quorum import is_quorum
 from cluster.reads import Reads, read_key
 from cluster.replica import on_accept, on_establish, on_prepare
 from cluster.scan import read_page
-from cluster.slot import Call, Context, Primary, Slot, SlotRow
+from cluster.slot import Call, Candidate, Context, Primary, Slot, SlotRow
 from cluster.slot_config import SlotConfig
-from cluster.takeover import on_ask, on_promise, on_pull, on_pulled, on_refuse, on_willing
+from cluster.takeover import (
+    answer_late,
+    on_ask,
+    on_promise,
+    on_pull,
+    on_pulled,
+    on_refuse,
+    on_willing,
+)
 from cluster.transfer import on_fetch, on_gap, on_install, on_tail, on_tail_query
 from cluster.watches import Watches
 
@@ -133,6 +142,8 @@ class SlotTable:
                     self._reads.on_confirm(sender, message, self._ctx)
                 case Confirmed():
                     self._reads.on_confirmed(sender, message, self._ctx)
+                case Retiring():
+                    self.leadership.on_retiring(sender)
                 case _:
                     slot = slots[message.slot]
                     if slot is None:
@@ -150,8 +161,12 @@ class SlotTable:
                 on_accept(slot, sender, message, ctx)
             case Ack():
                 on_ack(slot, sender, message, ctx)
-                if slot.number in self.leadership.handing and isinstance(slot.role, Primary):
-                    self.leadership.proceed(slot, slot.role)
+                leadership = self.leadership
+                if isinstance(slot.role, Primary):
+                    if leadership.catching_up.under_way:
+                        leadership.catching_up.acked(sender, slot, slot.role)
+                    if slot.number in leadership.handing:
+                        leadership.proceed(slot, slot.role)
             case Promise():
                 on_promise(slot, sender, message, ctx)
             case Establish():
@@ -182,8 +197,8 @@ class SlotTable:
                 on_fetch(slot, sender, message, ctx)
             case HandOver():
                 self.leadership.on_hand_over(slot, message)
-            case Drop() | Confirm() | Confirmed():
-                pass  # members do not change yet (R15); confirmations are dispatched before
+            case Drop() | Confirm() | Confirmed() | Retiring():
+                pass  # members do not change yet (R15); the others are dispatched before
             case _:
                 assert_never(message)
 
@@ -274,6 +289,7 @@ class SlotTable:
         primary = slot.role
         if not isinstance(primary, Primary):
             self.leadership.orphan((number,))
+            self.leadership.handed(number)
             return
         self._ctx.leader_of.pop(number, None)
         self.leadership.led(number)
@@ -298,12 +314,13 @@ class SlotTable:
         """Refused, reset, or silent for longer than the suspicion timeout (R10)."""
         ctx = self._ctx
         ctx.reachable.discard(node)
+        ctx.retiring.discard(node)
         ctx.told.discard(node)
         self._down.add(node)
         self.watches.doubt()
+        self.leadership.catching_up.end(node)
         lost = [number for number, leader in ctx.leader_of.items() if leader == node]
-        for number in lost:
-            del ctx.leader_of[number]
+        self._leaderless(lost)
         orphans = self.leadership.orphans
         waiting = list(orphans)
         orphans.clear()  # ranks have changed
@@ -322,9 +339,16 @@ class SlotTable:
         """A peer says that it stopped serving these slots."""
         leader_of = self._ctx.leader_of
         lost = [number for number in slots if leader_of.get(number) == node]
-        for number in lost:
-            del leader_of[number]
+        self._leaderless(lost)
         self.leadership.orphan(lost)
+
+    def _leaderless(self, numbers: Iterable[int]) -> None:
+        ctx = self._ctx
+        for number in numbers:
+            del ctx.leader_of[number]
+            slot = self.slots[number]
+            if slot is not None and number in ctx.unanswered:
+                answer_late(slot, ctx)
 
     def leader_of(self, number: int) -> NodeId | None:
         """Who serves the slot, as far as this node knows."""
@@ -353,9 +377,19 @@ class SlotTable:
         slot = self.slots[number]
         if slot is None:
             return None
-        ctx = self._ctx
         self.leadership.want(number)
-        return next((node for node in slot.config.members if node in ctx.reachable), None)
+        if slot.role is not None and not (isinstance(slot.role, Candidate) and slot.role.asking):
+            return self._ctx.me
+        return self.leadership.successor(slot)
+
+    def retire(self) -> None:
+        """This node is to stop: its slots go to others, a few at a time (R10)."""
+        self.leadership.retire()
+
+    @property
+    def retired(self) -> bool:
+        """Whether nothing is left that this node leads and another could."""
+        return not (self.leadership.returning or self.leadership.handing)
 
     def led(self) -> Iterator[tuple[int, Position]]:
         """Slots that this node serves, each with its newest committed position."""

@@ -68,18 +68,29 @@ def ask(slot: Slot, ctx: Context) -> None:
 def on_ask(slot: Slot, sender: NodeId, message: Ask, ctx: Context) -> None:
     """Say yes unless this node can reach a primary, or the ballot is too low (R10).
 
-    Whoever brings this node a whole copy is as good as a primary: it may need this copy to be
-    established, and a copy that takes longer than patience must still come to its end.
+    Where it does it says nothing, but remembers: the sender may only be the first to have noticed
+    that the primary died (`answer_late`). Whoever brings this node a whole copy is as good as a
+    primary: it may need this copy to be established, and a copy that takes longer than patience
+    must still come to its end.
     """
     leader, copy = ctx.leader_of.get(slot.number), slot.copy
     led = isinstance(slot.role, Primary) or (leader in ctx.reachable and leader != sender)
     if copy is not None and copy.source in ctx.reachable and copy.source != sender:
         led = led or ctx.now_ms - copy.taken_ms <= BRING_AGAIN_MS
-    if slot.holds_state and not led:
+    if led:
+        ctx.unanswered[slot.number] = (sender, message)
+    elif slot.holds_state:
         if message.ballot <= slot.promised:
             ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         else:
             ctx.out.send[sender].append(Willing(slot.number, message.ballot))
+
+
+def answer_late(slot: Slot, ctx: Context) -> None:
+    """The primary is out of reach for this node too now."""
+    asked = ctx.unanswered.pop(slot.number, None)
+    if asked is not None:
+        on_ask(slot, *asked, ctx)
 
 
 def on_willing(slot: Slot, sender: NodeId, message: Willing, ctx: Context) -> None:

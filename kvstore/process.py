@@ -105,7 +105,7 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
     )
     http = None
     try:
-        await node.server.listen(settings.host, settings.port, "--port")
+        await node.server.bind(settings.host, settings.port, "--port")
         app = make_app(node, metrics, HttpSettings())
         http = await start_http(app, settings.http_host, settings.http_port, flag="--http-port")
         metrics.watch_node(node)
@@ -117,23 +117,35 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
             port=settings.port,
             http=settings.http_port,
         )
-        start = asyncio.ensure_future(node.start())
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait([start, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if start.done():
-            start.result()
-            gc.collect()
-            gc.freeze()  # thousands of slots live as long as the node: no need to walk them again
-            await stopped
-        start.cancel()
-        stopped.cancel()
+        if node.is_founded:
+            await node.start()  # reads its slots first: nobody is kept waiting for that
+            _freeze_objects()
+            await node.server.serve()
+        else:
+            await node.server.serve()  # the other founders ask for it
+            start = asyncio.ensure_future(node.start())
+            stopped = asyncio.ensure_future(stop.wait())
+            await asyncio.wait([start, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()
+                _freeze_objects()
+            start.cancel()
+            stopped.cancel()
+        await stop.wait()
         log.info("stopping", node=settings.name)
+        await node.retire()
     finally:
         if http is not None:
             await http.cleanup()
         with suppress(EngineError):
             await node.close()
     return 0
+
+
+def _freeze_objects() -> None:
+    """Thousands of slots live as long as the node: no need to walk them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _disk_lost(error: Exception) -> None:

@@ -269,6 +269,8 @@ class ClientCore:
             self.table.answered(address)
             if reply.leads:
                 self.table.lead(reply.leads)
+            if address != run.primary and self.token_aware and not reading:
+                self.table.served(address, run.slots, reply.results, reply.leads)
             if len(reply.results) == len(run.ops):
                 return self._take(run, address, reply.results, outcomes, reading=reading)
             reply = Broken(f"{address} answered {len(reply.results)} of {len(run.ops)} operations")

@@ -17,9 +17,11 @@ from struct import unpack
 from typing import TYPE_CHECKING, Final
 
 from cluster.limits import SLOT_COUNT_DEFAULT
+from cluster.operations import Failed
 from cluster.records import VERSION_BYTES
 
 if TYPE_CHECKING:
+    from cluster.operations import Result
     from kvstore.wire.protocol import Routes
 
 NOBODY: Final = ""
@@ -99,6 +101,14 @@ class RoutingTable:
             if address is None:
                 self._stale = True
             elif 0 <= slot < self.slot_count:
+                self.primaries[slot] = address
+
+    def served(
+        self, address: str, slots: list[int], results: list[Result], leads: dict[int, int]
+    ) -> None:
+        """A node wrote these itself, forwarding none: it is their primary."""
+        for slot, result in zip(slots, results, strict=False):
+            if slot not in leads and type(result) is not Failed:
                 self.primaries[slot] = address
 
     def failed(self, address: str, now: float, *, silent: bool) -> None:

@@ -106,8 +106,8 @@ class Neighbours:
     def link_down(self, other: NodeId) -> None:
         """A data link was refused, could not be made, or broke."""
         self._node.gossip.unreachable(other)
-        self._node.router.peer_lost(other)
         self._judge(other)
+        self._node.router.peer_lost(other)
 
     def caught_up(self, other: NodeId) -> None:
         """What a peer missed while it took nothing is gone: bring it up to date (R11)."""
@@ -142,6 +142,7 @@ class Neighbours:
             node.table.peer_leads(other, node.directory.led_by(other))
         else:
             node.table.peer_down(other)
+            node.router.peer_lost(other)  # a frozen node's connections do not break
 
     # -- what they lead --------------------------------------------------------------------------
 

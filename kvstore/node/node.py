@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cluster.operations import Code, Failed, Found, Get
@@ -68,6 +69,9 @@ _NO_MEMBER = Failed(
     Code.UNAVAILABLE, "this node is no member of the cluster any more; ask another one", 200
 )
 
+RETIRE_S_MAX = 5.0
+"""A node that is told to stop takes so long at most to hand its slots over; the rest is taken."""
+
 
 class Node:
     """One member of a cluster, or an embedded store (a cluster of one without ports).
@@ -111,6 +115,7 @@ class Node:
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._retired = asyncio.Event()
         self._rng = rng or random.Random()
         self._aside = aside
         self._arrival = Arrival(
@@ -144,6 +149,11 @@ class Node:
         self.spreading: Spreading
 
     # -- life --------------------------------------------------------------------------------
+
+    @property
+    def is_founded(self) -> bool:
+        """Whether its disk knows its cluster, so that it can start before anybody asks it."""
+        return self._arrival.stored() is not None
 
     async def start(self) -> None:
         """From the disk, or by founding, to a node that takes part.
@@ -202,7 +212,22 @@ class Node:
         self.table.tick()
         self.router.tick()
         self.peers.tick()
+        if self.table.retired:
+            self._retired.set()
         self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
+
+    async def retire(self) -> None:
+        """Before a stop: hand all slots over, serving meanwhile, so that nobody notices (R10)."""
+        if self._timer is None or not self.peers.names():
+            return
+        self.core.wake()
+        self.table.retire()
+        self._retired.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETIRE_S_MAX):
+                await self._retired.wait()
+        left = sum(1 for _ in self.table.led())
+        log.info("retired", node=self.name, slots_left=left)
 
     async def close(self) -> None:
         """Stop cleanly: what is acknowledged is durable already; leave and let go of everything."""
@@ -276,6 +301,10 @@ class Node:
     def knows(self, node: NodeId) -> bool:
         """Whether the topology lists this node."""
         return self.neighbours.knows(node)
+
+    def heard_from(self, node: NodeId) -> None:
+        """For the links: there is somebody to dial."""
+        self.peers.heard_from(node)
 
     def on_slot_messages(self, sender: NodeId, messages: list[SlotMessage]) -> None:
         """For the core."""

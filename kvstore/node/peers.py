@@ -3,8 +3,9 @@
 A node dials each peer and sends over its own connections only; answers to a forwarded request come
 back over the connection that carried it. Gossip has a connection of its own, so that a probe is not
 stuck behind megabytes of data. A link that is refused, reset or closed is dialled again with a
-growing, jittered pause. What is sent to a peer without a link is dropped: the protocol brings it up
-to date when it is back (rule 11), which costs less than unbounded memory.
+growing, jittered pause, or as soon as the peer itself says hello. What is sent to a peer without a
+link is dropped: the protocol brings it up to date when it is back (rule 11), which costs less than
+unbounded memory.
 
 So does a peer *fall behind* that does not take what it is sent, be it frozen, cut off without a
 word, or slow: beyond `PEER_UNSENT_BYTES_MAX` it is sent no slot messages and no requests until it
@@ -14,6 +15,7 @@ has taken nearly all of it, and is then brought up to date like one that comes b
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from cluster.limits import PEER_UNSENT_BYTES_MAX
@@ -67,6 +69,7 @@ class Link:
         self._peers = peers
         self._connection: Connection | None = None
         self._lost = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._welcomed: asyncio.Future[None] | None = None
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"link to {name}")
 
@@ -110,8 +113,16 @@ class Link:
                 await self._lost.wait()
                 self._connection, self.behind = None, False
                 self._peers.lost(self)
-            await asyncio.sleep(self._peers.rng.uniform(0.3, 1.0) * pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._peers.rng.uniform(0.3, 1.0) * pause_s):
+                    await self._hurry.wait()
+            self._hurry.clear()
             pause_s = min(pause_s * 2, PAUSE_S_MAX)
+
+    def hurry(self) -> None:
+        """The peer is there: dial without waiting any longer."""
+        if not self.up:
+            self._hurry.set()
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -217,6 +228,12 @@ class Peers:
                 link.close("it is no member any more")
                 self._closing.add(link.task)
                 link.task.add_done_callback(self._closing.discard)
+
+    def heard_from(self, node: NodeId) -> None:
+        """A peer said hello over a connection of its own, so it can be dialled."""
+        for links in (self._data, self._gossip):
+            if node in links:
+                links[node].hurry()
 
     def names(self) -> dict[NodeId, bool]:
         """Each peer, and whether its data link is up."""

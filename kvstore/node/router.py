@@ -129,7 +129,7 @@ class Router:
             return
         leader = self._table.leader_of(number) or self._table.want(number)
         if leader is None or leader == self._me:
-            self._parked[number].append(ticket)
+            self._park(ticket)
             return
         if request.hops >= REQUEST_HOPS_MAX:
             self.answer(
@@ -208,7 +208,7 @@ class Router:
             self._forwarded[frame_id] = (leader, tickets)
             return
         for ticket in tickets:
-            self._parked[ticket[0].slots[ticket[1]]].append(ticket)
+            self._park(ticket)
 
     def on_response(self, response: Response) -> None:
         """A forwarded request came back."""
@@ -219,18 +219,22 @@ class Router:
         for ticket, result in zip(tickets, response.results, strict=True):
             ticket[0].leads.update(response.leads)
             if isinstance(result, Failed) and result.code is Code.UNAVAILABLE:
-                self._again(ticket, started=False)  # R4: refused before a sequence was given
+                if ticket[0].results[ticket[1]] is None:
+                    self._park(ticket)  # R4: refused before a sequence was given
             else:
                 self.answer(ticket, result)
 
     def peer_lost(self, node: NodeId) -> None:
-        """The connection broke: what was forwarded over it is sent again as a retry (R5)."""
+        """A node is out of reach: what was forwarded to it is sent again, as a retry (R5).
+
+        At once, and with it all that is parked: its slots are to be taken over now (R10).
+        """
         lost = [key for key, (leader, _) in self._forwarded.items() if leader == node]
         for key in lost:
             for ticket in self._forwarded.pop(key)[1]:
-                self._again(ticket, started=True)
-        if lost:
-            self._wake()
+                self._started(ticket)
+                self._park(ticket)
+        self._route_parked()
 
     def leads_changed(self, slots: list[int]) -> None:
         """Leaders became known: what was parked for their slots goes on."""
@@ -242,18 +246,36 @@ class Router:
         self._wake()
 
     def on_moved(self, moved: Moved) -> None:
-        """This node lost the slot of an operation that it had taken (R4)."""
-        self._again(moved.ticket, started=moved.started)
-
-    def _again(self, ticket: Ticket, *, started: bool) -> None:
-        gathering, index = ticket
+        """This node lost the slot of an operation that it had taken: on to the next one (R4)."""
+        gathering, index = moved.ticket
         if gathering.results[index] is not None:
             return
-        if started:
-            if gathering.started is None:
-                gathering.started = set()
-            gathering.started.add(index)
-        self._parked[gathering.slots[index]].append(ticket)
+        if moved.started:
+            self._started(moved.ticket)
+        self._route(moved.ticket)
+        self._wake()
+
+    @staticmethod
+    def _started(ticket: Ticket) -> None:
+        """From now on it is a retry (R5)."""
+        gathering, index = ticket
+        if gathering.started is None:
+            gathering.started = set()
+        gathering.started.add(index)
+
+    def _park(self, ticket: Ticket) -> None:
+        """Wait for a leader, or for the next tick."""
+        self._parked[ticket[0].slots[ticket[1]]].append(ticket)
+
+    def _route_parked(self) -> None:
+        if not self._parked:
+            return
+        parked, self._parked = self._parked, defaultdict(list)
+        for tickets in parked.values():
+            for ticket in tickets:
+                if ticket[0].results[ticket[1]] is None:
+                    self._route(ticket)
+        self._wake()
 
     def answer(self, ticket: Ticket, result: Result) -> None:
         """It is done, or refused, which settles nothing if it was started before (R5)."""
@@ -267,7 +289,7 @@ class Router:
             and not isinstance(gathering.request.ops[index], Get | Scan)
         ):
             if result.code is Code.OVERLOADED:
-                self._parked[gathering.slots[index]].append(ticket)
+                self._park(ticket)
                 return
             result = Failed(Code.UNKNOWN, f"only a later attempt was refused: {result.detail}")
         if gathering.put(index, result):
@@ -290,13 +312,7 @@ class Router:
         over = {g for g in self._gatherings if g.deadline_ms <= now_ms or not g.waiter.is_open}
         if over:
             self._give_up(over)
-        if self._parked:
-            parked, self._parked = self._parked, defaultdict(list)
-            for tickets in parked.values():
-                for ticket in tickets:
-                    if ticket[0].results[ticket[1]] is None:
-                        self._route(ticket)
-            self._wake()
+        self._route_parked()
 
     def stop(self) -> None:
         """Answer everything as if its time were over: this node serves nothing any more."""

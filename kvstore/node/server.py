@@ -68,6 +68,9 @@ class Host(Protocol):
     def knows(self, node: NodeId) -> bool:
         """Whether the topology lists this node."""
 
+    def heard_from(self, node: NodeId) -> None:
+        """A node says hello."""
+
     def on_slot_messages(self, sender: NodeId, messages: list[SlotMessage]) -> None:
         """For the core."""
 
@@ -120,21 +123,34 @@ class Server:
         return len(self._connections)
 
     async def listen(self, address: str, port: int, flag: str) -> int:
-        """Bind, and return the port (useful for 0).
+        """Bind and serve; returns the port (useful for 0).
 
         Raises:
             SetupError: the address cannot be bound; the message names `flag`, which changes it.
         """
+        bound = await self.bind(address, port, flag)
+        await self.serve()
+        return bound
+
+    async def bind(self, address: str, port: int, flag: str) -> int:
+        """As `listen`, but refuse connections until `serve`: whoever tries goes elsewhere."""
         try:
-            self._server = await self._loop.create_server(self._make, address, port, backlog=1024)
+            self._server = await self._loop.create_server(
+                self._make, address, port, backlog=1024, start_serving=False
+            )
         except OSError as error:
             raise SetupError(
                 f"cannot listen on {address}:{port}: {error.strerror or error}; "
                 f"is another node running there? {flag} changes the port"
             ) from error
-        self._sweep()
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
+
+    async def serve(self) -> None:
+        """Take connections from now on."""
+        assert self._server is not None, "bound before"
+        await self._server.start_serving()
+        self._sweep()
 
     def _make(self) -> Connection:
         return Connection(self._on_frames, self._on_open, self._on_close, listening=True)
@@ -208,6 +224,8 @@ class Server:
             connection.peer = hello
             connection.welcome_frames()
             connection.send(mine)
+            if hello.role != "client":
+                self._host.heard_from(hello.node)
 
     # -- frames ------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import msgspec
 import psutil
 
 from cluster.slot import Candidate, Primary
@@ -20,21 +21,34 @@ PROBLEM_FSYNC_MS = 50.0
 """A mean fsync above this is worth a word: every write waits for two of them."""
 
 
+ROUTES_MS = 100
+"""Age of a routing table that is still handed out: hints may be old."""
+
+
 class StatusBoard:
     """Answers `kvstore.node.view.NodeView`'s questions about a node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._process = psutil.Process()
+        self._routes: Routes | None = None
+        self._routes_ms = 0
 
     def routes(self, frame_id: int) -> Routes:
-        """The routing table as a client needs it; empty before the cluster is founded."""
+        """The routing table as a client needs it; empty before the cluster is founded.
+
+        Making it takes 10 ms, and when a node dies all clients ask at once.
+        """
         node = self._node
         if node.topology is None:
             return Routes(frame_id, "", node.welcome().cluster_name, 0, 0, [], b"", b"")
-        states = {n: m.state.name.lower() for n, m in node.gossip.swim.members().items()}
-        led = node.table.led_of(range(node.topology.slot_count))
-        return node.directory.routes(frame_id, node.topology, states, node.id, led)
+        now_ms = node.clock.now_ms()
+        if self._routes is None or now_ms - self._routes_ms >= ROUTES_MS:
+            states = {n: m.state.name.lower() for n, m in node.gossip.swim.members().items()}
+            led = node.table.led_of(range(node.topology.slot_count))
+            self._routes = node.directory.routes(0, node.topology, states, node.id, led)
+            self._routes_ms = now_ms
+        return msgspec.structs.replace(self._routes, id=frame_id)
 
     def members(self) -> list[MemberStatus]:
         """Every node of the topology with its state by gossip."""
