@@ -284,6 +284,11 @@ class Leadership:
         ):
             self._hand_over()
 
+    @property
+    def retired(self) -> bool:
+        """Whether nothing is left that this node leads and another could."""
+        return not (self.returning or self.handing)
+
     def _hand_over(self) -> None:
         ctx = self._ctx
         for number, since_ms in list(self.handing.items()):

@@ -382,15 +382,6 @@ class SlotTable:
             return self._ctx.me
         return self.leadership.successor(slot)
 
-    def retire(self) -> None:
-        """This node is to stop: its slots go to others, a few at a time (R10)."""
-        self.leadership.retire()
-
-    @property
-    def retired(self) -> bool:
-        """Whether nothing is left that this node leads and another could."""
-        return not (self.leadership.returning or self.leadership.handing)
-
     def led(self) -> Iterator[tuple[int, Position]]:
         """Slots that this node serves, each with its newest committed position."""
         return self.led_of(range(self.slot_count))

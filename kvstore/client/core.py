@@ -254,8 +254,7 @@ class ClientCore:
 
     def _attempt_limit(self, due: list[Run], size_bytes: int, now: float, deadline: float) -> float:
         """When to ask another node: never without one, and never on credit that is used up."""
-        alone = len(self.table.addresses) < 2 or not self.token_aware
-        if alone or self._budget.credits < 1.0:
+        if len(self.table.addresses) < 2 or not self.token_aware or self._budget.credits < 1.0:
             return deadline
         attempt = max(run.attempts for run in due)
         operations = sum(len(run.ops) for run in due)
@@ -267,8 +266,7 @@ class ClientCore:
         """Take over what a reply settles; returns what must be sent again."""
         if isinstance(reply, Response):
             self.table.answered(address)
-            if reply.leads:
-                self.table.lead(reply.leads)
+            self.table.lead(reply.leads)
             if address != run.primary and self.token_aware and not reading:
                 self.table.served(address, run.slots, reply.results, reply.leads)
             if len(reply.results) == len(run.ops):

@@ -212,7 +212,7 @@ class Node:
         self.table.tick()
         self.router.tick()
         self.peers.tick()
-        if self.table.retired:
+        if self.table.leadership.retired:
             self._retired.set()
         self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
 
@@ -221,7 +221,7 @@ class Node:
         if self._timer is None or not self.peers.names():
             return
         self.core.wake()
-        self.table.retire()
+        self.table.leadership.retire()
         self._retired.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(RETIRE_S_MAX):

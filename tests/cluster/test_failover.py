@@ -194,15 +194,15 @@ def test_a_node_that_is_to_stop_hands_everything_over_and_gets_nothing_back() ->
     c = many()
     before = c.put(1, b"k", 1)
     c.settle()
-    c.nodes[1].table.retire()
+    c.nodes[1].table.leadership.retire()
     c.nodes[1].end_tick()
     assert c.sent(1, 2, Retiring)
     for _ in range(40):
         c.pass_time(50)
         c.settle()
-        if c.nodes[1].table.retired:
+        if c.nodes[1].table.leadership.retired:
             break
-    assert c.nodes[1].table.retired
+    assert c.nodes[1].table.leadership.retired
     assert led(c, 1) == 0
     assert led(c, 2) == MANY
     c.calm_down()
@@ -213,10 +213,10 @@ def test_a_node_that_is_to_stop_hands_everything_over_and_gets_nothing_back() ->
 
 def test_nothing_is_handed_to_a_node_that_stops_too() -> None:
     c = Cluster()
-    c.nodes[2].table.retire()
+    c.nodes[2].table.leadership.retire()
     c.nodes[2].end_tick()
     c.settle()
-    c.nodes[1].table.retire()
+    c.nodes[1].table.leadership.retire()
     c.pass_time(50)
     c.settle()
     c.pass_time(50)
@@ -230,7 +230,7 @@ def test_a_handover_to_a_node_that_is_to_stop_is_called_off() -> None:
     c.depose(1)
     c.reconnect(1)
     c.settle()
-    c.nodes[1].table.retire()
+    c.nodes[1].table.leadership.retire()
     c.nodes[1].end_tick()
     c.pass_time(50, nodes=(2,))
     held = c.put(2, b"k", 1)
@@ -243,16 +243,16 @@ def test_a_handover_to_a_node_that_is_to_stop_is_called_off() -> None:
 def test_all_nodes_may_stop_at_once() -> None:
     c = Cluster()
     for node in c.nodes.values():
-        node.table.retire()
+        node.table.leadership.retire()
         node.end_tick()
     c.settle()
     c.pass_time(50)
-    assert all(node.table.retired for node in c.nodes.values())
+    assert all(node.table.leadership.retired for node in c.nodes.values())
 
 
 def test_a_node_that_stopped_and_came_back_is_preferred_again() -> None:
     c = Cluster()
-    c.nodes[1].table.retire()
+    c.nodes[1].table.leadership.retire()
     c.pass_time(50)
     c.settle()
     assert c.serves(2)

@@ -278,7 +278,7 @@ def test_an_answer_that_comes_too_late_is_dropped_with_its_values(site: Site) ->
 def test_what_was_forwarded_to_a_dead_node_goes_on_without_waiting_for_a_tick(site: Site) -> None:
     """A frozen node's connection does not break; gossip says that it is gone (R10)."""
     site.table.leader = OTHER
-    site.ask(Incr(b"k"))
+    site.ask(Incr(b"k", 1))
     site.table.leader = THIRD
     site.router.peer_lost(OTHER)
     site.router.end_tick()
@@ -288,7 +288,7 @@ def test_what_was_forwarded_to_a_dead_node_goes_on_without_waiting_for_a_tick(si
 
 def test_a_late_answer_of_the_dead_node_is_not_taken(site: Site) -> None:
     site.table.leader = OTHER
-    caller = site.ask(Incr(b"k"))
+    caller = site.ask(Incr(b"k", 1))
     site.table.leader = None
     site.router.peer_lost(OTHER)
     site.respond(DONE)
@@ -297,7 +297,7 @@ def test_a_late_answer_of_the_dead_node_is_not_taken(site: Site) -> None:
 
 def test_an_operation_whose_slot_this_node_lost_goes_on_at_once(site: Site) -> None:
     site.table.leader = ME
-    site.ask(Incr(b"k"))
+    site.ask(Incr(b"k", 1))
     (call,) = site.table.calls
     site.table.leader = OTHER
     site.router.on_moved(Moved(call.ticket, started=True))
