@@ -164,7 +164,7 @@ class Watches:
         self._ctx = ctx
         self._room = Room()
 
-    def start(self, watcher: Watcher, number: int, after: int | None) -> None:
+    def start(self, watcher: Watcher, number: int, after: int | None) -> int:
         """Tell this watcher, who is none of this slot's yet, what is committed behind a sequence.
 
         In this tick or, when all that is in flight now has committed, in a later one the outputs
@@ -175,28 +175,32 @@ class Watches:
             watcher: Whoever it is; told in the outputs.
             number: The slot.
             after: A sequence that was told of this slot; None for whatever comes from now on.
+
+        Returns:
+            About how many bytes it is told at once.
         """
         out, slot = self._ctx.out, self._slots[number]
         primary = slot.role if slot is not None else None
         if slot is None or not isinstance(primary, Primary) or not self._leads(slot, primary):
             out.watched.append(Told(watcher, number, WatchState.MOVED, 0))
-            return
+            return 0
         if after is None:
             joining = _joining(watcher, slot, [], slot.sequence, WatchState.STARTED, slot.sequence)
         elif after > primary.committed:  # there is a newer primary than this one
             out.watched.append(Told(watcher, number, WatchState.MOVED, 0))
-            return
+            return 0
         elif after + 1 < slot.log_begin:
             out.watched.append(Told(watcher, number, WatchState.TOO_OLD, primary.committed))
-            return
+            return 0
         else:
             joining = self._replay(watcher, slot, after)
         if joining.then.state is not WatchState.STARTED and joining.goal <= primary.committed:
             joining.tell(out)
-            return
+            return joining.size_bytes
         if primary.feed is None:
             primary.feed = Feed(number, self._room)
         primary.feed.join(joining, primary.committed, out)
+        return joining.size_bytes
 
     def stop(self, watcher: Watcher, number: int) -> None:
         """Tell this watcher nothing more of the slot; no matter whether it was told anything."""

@@ -26,6 +26,7 @@ from kvstore.errors import (
     Overloaded,
     PartialFailure,
     SetupError,
+    SlowWatcher,
     Unavailable,
     ValueTooLarge,
     VersionConflict,
@@ -33,11 +34,22 @@ from kvstore.errors import (
 )
 
 if TYPE_CHECKING:
-    from kvstore.client import AsyncClient, Client, Entry, ScanPage, connect, connect_async
+    from kvstore.client import (
+        AsyncClient,
+        AsyncWatch,
+        Client,
+        Entry,
+        ScanPage,
+        Watch,
+        WatchEvent,
+        connect,
+        connect_async,
+    )
     from kvstore.embedded import open  # noqa: A004 - its documented name
 
 __all__ = [
     "AsyncClient",
+    "AsyncWatch",
     "AuthError",
     "BadRequest",
     "Client",
@@ -51,9 +63,12 @@ __all__ = [
     "PartialFailure",
     "ScanPage",
     "SetupError",
+    "SlowWatcher",
     "Unavailable",
     "ValueTooLarge",
     "VersionConflict",
+    "Watch",
+    "WatchEvent",
     "WrongType",
     "connect",
     "connect_async",
@@ -62,9 +77,12 @@ __all__ = [
 
 _ROOMS = {
     "AsyncClient": "kvstore.client",
+    "AsyncWatch": "kvstore.client",
     "Client": "kvstore.client",
     "Entry": "kvstore.client",
     "ScanPage": "kvstore.client",
+    "Watch": "kvstore.client",
+    "WatchEvent": "kvstore.client",
     "connect": "kvstore.client",
     "connect_async": "kvstore.client",
     "open": "kvstore.embedded",

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from cluster.topology import Node as Member
 from kvstore.client import Client, ClientCore, InProcessTransport
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from kvstore.client.exchange import Reply, Send
+    from kvstore.client.exchange import Heard, Listen, Reply, Send
+    from kvstore.client.stream_links import StreamLinks
 
 __all__ = ["open"]
 
@@ -77,6 +79,7 @@ class EmbeddedTransport:
         self._process = os.getpid()
         self._failure = ""
         self._closed = False
+        self._links: WeakSet[EmbeddedLinks] = WeakSet()
         self._directory = DataDir.open(path)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=NAME, daemon=True)
@@ -106,11 +109,19 @@ class EmbeddedTransport:
             future.cancel()
             return [TimedOut(self._failure or "the store did not answer in time") for _ in sends]
 
+    def links(self) -> EmbeddedLinks:
+        """See `kvstore.client.exchange.Transport`."""
+        links = EmbeddedLinks(self._door.links(), self._loop)
+        self._links.add(links)
+        return links
+
     def close(self) -> None:
         """Stop the node and unlock the directory."""
         if self._closed or self._process != os.getpid():
             return
         self._closed = True
+        for links in list(self._links):
+            links.close()
         try:
             self._call(self._node.close(), START_TIMEOUT_S)
         finally:
@@ -152,6 +163,29 @@ class EmbeddedTransport:
     def _disk_lost(self, error: Exception) -> None:
         """Nothing is acknowledged any more (R12); calls say why."""
         self._failure = f"the disk failed, this store is closed to protect your data: {error}"
+
+
+class EmbeddedLinks:
+    """A `kvstore.client.exchange.Links` to a node whose loop runs on another thread."""
+
+    def __init__(self, links: StreamLinks, loop: asyncio.AbstractEventLoop) -> None:
+        self._links = links
+        self._loop = loop
+
+    def listen(self, step: Listen) -> list[Heard]:
+        """See `kvstore.client.exchange.Links`."""
+        if self._loop.is_closed():
+            return []
+        future = asyncio.run_coroutine_threadsafe(self._links.listen(step), self._loop)
+        try:
+            return future.result(max(0.0, step.deadline - time.monotonic()) + 1.0)
+        except TimeoutError:  # the loop stopped
+            return []
+
+    def close(self) -> None:
+        """See `kvstore.client.exchange.Links`."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._links.close)
 
 
 def make_node(member: Member, store: Store) -> Node:

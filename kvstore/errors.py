@@ -13,6 +13,7 @@
     │   └── DeadlineExceeded  ... with more time
     ├── OutcomeUnknown        may or may not have happened: a retry with `operation_id` settles it
     ├── PartialFailure        a batch of independent keys went through in part: `errors` says which
+    ├── SlowWatcher           a watch was not read fast enough: go on from its token, faster
     ├── CorruptValue          what is stored cannot be decoded
     └── ClientClosed          the client was used after `close`
 
@@ -38,6 +39,7 @@ __all__ = [
     "Overloaded",
     "PartialFailure",
     "SetupError",
+    "SlowWatcher",
     "Unavailable",
     "ValueTooLarge",
     "VersionConflict",
@@ -119,6 +121,14 @@ class PartialFailure(KVError):
     def __init__(self, message: str, errors: Mapping[str | bytes, KVError]) -> None:
         super().__init__(message)
         self.errors: dict[str | bytes, KVError] = dict(errors)
+
+
+class SlowWatcher(KVError):
+    """A node cut off a watch that left too much unread; nothing is lost.
+
+    What had arrived was handed out first. Begin again with ``resume=watch.token``, and read faster
+    or watch a narrower prefix.
+    """
 
 
 class CorruptValue(KVError):

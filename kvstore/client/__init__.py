@@ -13,10 +13,12 @@ from kvstore.client.mapping import KeyMapping
 from kvstore.client.outcomes import Entry
 from kvstore.client.scanning import ScanPage
 from kvstore.client.sync import Client, connect
+from kvstore.client.watch import AsyncWatch, Watch, WatchEvent
 
 __all__ = [
     "AsyncClient",
     "AsyncTransport",
+    "AsyncWatch",
     "Client",
     "ClientCore",
     "Entry",
@@ -24,6 +26,8 @@ __all__ = [
     "KeyMapping",
     "ScanPage",
     "Transport",
+    "Watch",
+    "WatchEvent",
     "connect",
     "connect_async",
 ]

@@ -14,9 +14,11 @@ from kvstore.client import flows, many
 from kvstore.client.address import check_seconds, parse_url
 from kvstore.client.core import ClientCore
 from kvstore.client.exchange import Exchange
-from kvstore.client.scanning import ScanPage, Walk, check_limit
+from kvstore.client.scanning import ScanPage, Walk, check_limit, checked_prefix
 from kvstore.client.streams import StreamTransport
 from kvstore.client.sync import CLOSED_UNDER_WAY, LINEARIZABLE, PAGE_KEYS
+from kvstore.client.watch import AsyncWatch, check_resume
+from kvstore.client.watch_session import WatchSession
 from kvstore.errors import ClientClosed
 
 if TYPE_CHECKING:
@@ -326,6 +328,28 @@ class AsyncClient:
         check_limit(limit)
         walk = Walk(self._core, prefix, values=values, cursor=cursor)
         return await self._run(walk.next_page(self._deadline(timeout), limit))
+
+    def watch(
+        self, prefix: Key = "", *, resume: str | None = None, timeout: float | None = None
+    ) -> AsyncWatch:
+        """What happens to the keys that begin with `prefix` from now on, or behind a token.
+
+        Every committed change is told once, in commit order within a slot, through any failover; a
+        slot that nobody can tell without a gap any more begins anew with a "reset" event. What
+        `WatchEvent` says and what a token is good for: docs/watch.md.
+
+        Args:
+            prefix: What keys begin with; a whole ``{tag}`` in it keeps the watch to one slot.
+            resume: The token of a watch of the same prefix, to go on behind it.
+            timeout: Seconds to begin; a watch itself has none. None is the client's.
+
+        Raises:
+            Unavailable: some slots could not be watched in time.
+            BadRequest: the prefix or the token can never work.
+        """
+        session = WatchSession(self._core, checked_prefix(prefix), check_resume(resume))
+        self._deadline(timeout)
+        return AsyncWatch(session, self._transport, self._deadline, timeout)
 
     async def _walk(
         self, walk: Walk, limit: int | None, timeout: float | None

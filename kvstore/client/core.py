@@ -100,7 +100,7 @@ class ClientCore:
         self.now: Callable[[], float] = now
         self.table: RoutingTable = RoutingTable(seeds)
         self.token_aware: bool = token_aware
-        self._chance = chance or random.Random()
+        self.chance: Chance = chance or random.Random()
         self._budget = RetryBudget(now())
         self._frame_ids = count(1)
         self._fetching_since = float("-inf")
@@ -142,7 +142,7 @@ class ClientCore:
                 if any("(auth)" in failure.detail for failure in told if failure.permanent):
                     raise AuthError(message)
                 raise Unavailable(f"{message}. Check the address and that the cluster runs")
-            yield Pause(min(backoff_seconds(attempt + 2, self._chance), deadline - self.now()))
+            yield Pause(min(backoff_seconds(attempt + 2, self.chance), deadline - self.now()))
 
     def _fetch(self, attempt: int, deadline: float) -> Flow[list[NotSent]]:
         failures: list[NotSent] = []
@@ -286,7 +286,7 @@ class ClientCore:
         if not isinstance(reply, NotSent):  # R5: it may have arrived
             run.retry = run.ambiguous = True
         run.asked, run.why = address, reply.detail
-        run.due = now if run.attempts == 0 else now + backoff_seconds(run.attempts, self._chance)
+        run.due = now if run.attempts == 0 else now + backoff_seconds(run.attempts, self.chance)
         run.attempts += 1
 
     def _take(
@@ -319,7 +319,7 @@ class ClientCore:
         parts = self._parts(run, address, again)
         if anew:  # R5: nothing was done under the old ids
             parts.append(run.anew(self.client_id, self._draw(len(anew)), anew))
-            parts[-1].due = self.now() + backoff_seconds(run.attempts, self._chance)
+            parts[-1].due = self.now() + backoff_seconds(run.attempts, self.chance)
         return parts
 
     def _draw(self, count: int) -> int:
@@ -361,7 +361,7 @@ class ClientCore:
             if failed.code is Code.UNKNOWN:
                 part.ambiguous = True
                 part.unknowns += 1
-            wait = backoff_seconds(part.attempts, self._chance)
+            wait = backoff_seconds(part.attempts, self.chance)
             part.due = now + max(wait, failed.retry_after_ms / 1_000)
             parts.append(part)
             start = at

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import NamedTuple, Protocol, TypeVar
 
-from kvstore.wire.protocol import Request, Response, RouteQuery, Routes
+from kvstore.wire.protocol import Request, Response, RouteQuery, Routes, Watch, Watched
 
 T = TypeVar("T")
 
@@ -65,6 +65,52 @@ Step = Exchange | Pause
 Flow = Generator[Step, list[Reply], T]
 
 
+class Listen(NamedTuple):
+    """A watch's step: drop links, send frames, and bring what arrives before the deadline.
+
+    A link to an address exists from the first frame that is sent there until it is dropped or lost.
+    """
+
+    drops: list[str]
+    sends: list[tuple[str, Watch | RouteQuery]]
+    deadline: float
+
+
+class LinkLost(NamedTuple):
+    """A link could not be made, or has ended.
+
+    ``reason`` is that of a node's refusal, or empty; ``silent``: nothing was heard, not even no.
+    """
+
+    reason: str
+    detail: str
+    silent: bool = False
+
+
+Heard = tuple[str, Watched | Routes | LinkLost]
+"""From which address, what."""
+
+
+class Links(Protocol):
+    """A watch's connections, one a node, blocking."""
+
+    def listen(self, step: Listen) -> list[Heard]:
+        """What has arrived, as soon as there is something; empty at the deadline or when closed."""
+
+    def close(self) -> None:
+        """Let go of all links and wake up who listens; from any thread."""
+
+
+class AsyncLinks(Protocol):
+    """A watch's connections, one a node, on an event loop; safe to cancel."""
+
+    async def listen(self, step: Listen) -> list[Heard]:
+        """What has arrived, as soon as there is something; empty at the deadline or when closed."""
+
+    def close(self) -> None:
+        """Let go of all links and wake up who listens."""
+
+
 class Transport(Protocol):
     """Blocking delivery; safe to use from several threads.
 
@@ -75,6 +121,9 @@ class Transport(Protocol):
 
     def exchange(self, sends: list[Send], deadline: float) -> list[Reply]:
         """The replies in the order of the sends; failures are replies, never raised."""
+
+    def links(self) -> Links:
+        """Connections of their own for one watch; closed with the transport."""
 
     def close(self) -> None:
         """Let go of all connections; an exchange under way may fail."""
@@ -87,6 +136,9 @@ class AsyncTransport(Protocol):
 
     async def exchange(self, sends: list[Send], deadline: float) -> list[Reply]:
         """The replies in the order of the sends; failures are replies, never raised."""
+
+    def links(self) -> AsyncLinks:
+        """Connections of their own for one watch; closed with the transport."""
 
     async def close(self) -> None:
         """Let go of all connections; an exchange under way may fail."""

@@ -15,12 +15,14 @@ class Greeting:
 
     Attributes:
         welcomed: True once the node let us in.
+        refused: Its reason if it did not, one of the stable ones.
         cluster_id: The node's, once welcomed.
         decoder: Goes on with the connection, whatever it has already buffered.
     """
 
     def __init__(self, cluster_id: str) -> None:
         self.welcomed: bool = False
+        self.refused: str = ""
         self.cluster_id: str = cluster_id
         self.decoder: FrameDecoder = FrameDecoder()
 
@@ -39,6 +41,7 @@ class Greeting:
                 self.welcomed = True
                 self.cluster_id = frame.cluster_id
             elif isinstance(frame, Refused):
+                self.refused = frame.reason
                 return f"refused ({frame.reason}): {frame.detail}"
             else:
                 return "refused: it greets with something else, it may be no kvstore node"

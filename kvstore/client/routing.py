@@ -60,9 +60,16 @@ class RoutingTable:
         self._turn = 0
 
     def load(self, routes: Routes, now: float) -> None:
-        """Take over a fetched table; positions that are newer here are kept."""
+        """Take over a fetched table; positions that are newer here are kept.
+
+        One without slots is none: its node waits to be founded.
+        """
         count = routes.slot_count
-        if len(routes.primaries) != 2 * count or len(routes.positions) != VERSION_BYTES * count:
+        if (
+            not count
+            or len(routes.primaries) != 2 * count
+            or len(routes.positions) != VERSION_BYTES * count
+        ):
             return
         told = [
             routes.positions[at : at + VERSION_BYTES]

@@ -70,7 +70,7 @@ class Walk:
         self, core: ClientCore, prefix: Key, *, values: bool, cursor: str | None = None
     ) -> None:
         self._core = core
-        self._prefix = _checked_prefix(prefix)
+        self._prefix = checked_prefix(prefix)
         self._values = values
         self._place = _place_from_text(cursor) if cursor else _Place(0, b"")
         self._window = WINDOW_SLOTS_MIN
@@ -106,7 +106,7 @@ class Walk:
         yield from self._core.ready(deadline)
         count = self._core.table.slot_count
         self._end = count
-        if _holds_tag(self._prefix):
+        if holds_tag(self._prefix):
             slot = slot_of(self._prefix, count)
             self._end = slot + 1
             if self._place.slot < slot:
@@ -146,13 +146,14 @@ class Walk:
         return self._place.after if self._place.slot == slot else b""
 
 
-def _holds_tag(prefix: bytes) -> bool:
+def holds_tag(prefix: bytes) -> bool:
     """Does the prefix decide the slot? By the rule of `cluster.slots.slot_of`."""
     start = prefix.find(b"{")
     return start >= 0 and prefix.find(b"}", start + 1) > start + 1
 
 
-def _checked_prefix(prefix: Key) -> bytes:
+def checked_prefix(prefix: Key) -> bytes:
+    """The prefix as bytes, or BadRequest."""
     if not isinstance(prefix, str | bytes):
         raise BadRequest(f"a prefix is str or bytes, not {type(prefix).__name__}")
     raw = prefix.encode() if isinstance(prefix, str) else prefix

@@ -21,15 +21,19 @@ import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from kvstore.client.address import split_address
-from kvstore.client.exchange import Broken, Failure, NotSent, Reply, Send, TimedOut
+from kvstore.client.exchange import Broken, Failure, LinkLost, NotSent, Reply, Send, TimedOut
 from kvstore.client.greeting import Greeting
+from kvstore.client.socket_links import SocketLinks
 from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
 from kvstore.wire.protocol import Response, Routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from kvstore.client.socket_links import Opened
 
 RECEIVE_BYTES: Final = 262_144
 CONNECTIONS_PER_NODE_MAX: Final = 16
@@ -111,6 +115,7 @@ class SocketTransport:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._pools: dict[str, _Pool] = {}
+        self._links: WeakSet[SocketLinks] = WeakSet()
         self._closed = False
 
     def forget_parent(self) -> None:
@@ -141,11 +146,33 @@ class SocketTransport:
                 self._put_back(pool, connection)
         return [NotSent("not sent") if reply is None else reply for reply in replies]
 
+    def links(self) -> SocketLinks:
+        """See `kvstore.client.exchange.Transport`."""
+        if self._process != os.getpid():
+            self.forget_parent()
+        links = SocketLinks(self._open)
+        self._links.add(links)
+        return links
+
+    def _open(self, address: str) -> Opened:
+        """A connection that is used for nothing else."""
+        try:
+            connection = self._connect(address, time.monotonic() + self._connect_timeout)
+        except TimeoutError as error:
+            return LinkLost("", f"{address}: {_reason(error)}", silent=True)
+        except (OSError, FrameError) as error:
+            return LinkLost("", f"{address}: {_reason(error)}")
+        except _RefusedByNode as error:
+            return LinkLost(error.reason, f"{address}: {error}", silent=True)
+        return connection.sock, connection.decoder
+
     def close(self) -> None:
         """Close idle connections now, those in use when their exchange ends."""
         if self._process != os.getpid():
             self.forget_parent()
         self._closed = True
+        for links in list(self._links):
+            links.close()
         with self._lock:
             idle = [connection for pool in self._pools.values() for connection in pool.idle]
             for pool in self._pools.values():
@@ -225,7 +252,7 @@ class SocketTransport:
                     raise ConnectionResetError(errno.ECONNRESET, "closed during the handshake")
                 refusal = greeting.feed(data)
                 if refusal:
-                    raise _RefusedByNode(refusal)
+                    raise _RefusedByNode(refusal, greeting.refused)
             self._cluster_id = greeting.cluster_id
             sock.setblocking(False)
         except BaseException:
@@ -245,6 +272,10 @@ class SocketTransport:
 
 class _RefusedByNode(Exception):
     """The node does not want us; asking again is no use."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def _converse(connections: list[_Connection], replies: list[Reply | None], deadline: float) -> None:

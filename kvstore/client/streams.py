@@ -13,25 +13,36 @@ import os
 import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import WeakSet
 
 from kvstore.client.address import split_address
-from kvstore.client.exchange import Broken, NotSent, Reply, Send, TimedOut
+from kvstore.client.exchange import Broken, LinkLost, NotSent, Reply, Send, TimedOut
 from kvstore.client.greeting import Greeting
+from kvstore.client.stream_links import StreamLinks
 from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
-from kvstore.wire.protocol import Response, Routes
+from kvstore.wire.protocol import Refused, Response, Routes, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kvstore.client.stream_links import Ear
+    from kvstore.wire.protocol import Frame, RouteQuery, Watch
 
 FRAMES_IN_FLIGHT_MAX: Final = 1_024
 """What a node takes unanswered from one connection (`CONNECTION_REQUESTS_IN_FLIGHT_MAX`)."""
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: handshake first, then frames both ways."""
+    """One connection: handshake first, then frames both ways.
 
-    def __init__(self, greeting: Greeting) -> None:
+    With an ear it is a watch's link (`kvstore.client.stream_links.Link`): what comes unasked goes
+    there.
+    """
+
+    def __init__(self, greeting: Greeting, ear: Ear | None = None) -> None:
         self._greeting = greeting
+        self._ear = ear
+        self._received_bytes = 0
         self._decoder: FrameDecoder = greeting.decoder
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -58,13 +69,23 @@ class _Connection(asyncio.Protocol):
                 if (refusal or self._greeting.welcomed) and not self.welcome.done():
                     self.welcome.set_result(refusal)
                 return
+            self._received_bytes += len(data)
             for frame in self._decoder.feed(data):
-                if isinstance(frame, Response | Routes):
+                if self._ear is not None:
+                    self._pass_on(frame, self._ear)
+                elif isinstance(frame, Response | Routes):
                     future = self._waiting.pop(frame.id, None)
                     if future is not None and not future.done():
                         future.set_result(frame)
         except FrameError as error:
             self.close(str(error))
+
+    def _pass_on(self, frame: Frame, ear: Ear) -> None:
+        if isinstance(frame, Watched | Routes):
+            ear.hear(frame, self._received_bytes)
+            self._received_bytes = 0
+        elif isinstance(frame, Refused):
+            ear.hear(LinkLost(frame.reason, frame.detail), 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(self.lost or (str(exc) if exc else "closed by the node"))
@@ -93,10 +114,27 @@ class _Connection(asyncio.Protocol):
             future.set_result(NotSent(self.lost or "not connected"))
             return future
         self._waiting[frame_id] = future
+        self._queue(data)
+        return future
+
+    def send_frame(self, frame: Watch | RouteQuery) -> None:
+        """Queue a frame of a watch."""
+        self._queue(encode_frame(frame))
+
+    def hold(self) -> None:
+        """Read nothing more until `unhold`."""
+        if self._transport is not None and not self.lost:
+            self._transport.pause_reading()
+
+    def unhold(self) -> None:
+        """Read again."""
+        if self._transport is not None and not self.lost:
+            self._transport.resume_reading()
+
+    def _queue(self, data: bytes) -> None:
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
-        return future
 
     def forget(self, frame_id: int) -> None:
         """Nobody waits for this answer any more."""
@@ -116,6 +154,8 @@ class _Connection(asyncio.Protocol):
     def _give_up(self, why: str) -> None:
         self.lost = self.lost or why
         self._writable.set()
+        if self._ear is not None and self.welcome.done():
+            self._ear.hear(LinkLost("", self.lost), 0)
         if not self.welcome.done():
             self.welcome.set_result(f"{why} during the handshake")
         waiting, self._waiting = self._waiting, {}
@@ -146,6 +186,7 @@ class StreamTransport:
         self._connect_timeout = connect_timeout
         self._turns = asyncio.Semaphore(in_flight_max)
         self._connections: dict[str, _Connection] = {}
+        self._links: WeakSet[StreamLinks] = WeakSet()
         self._dialling: dict[str, asyncio.Task[_Connection | NotSent]] = {}
         self._cluster_id = ""
         self._closed = False
@@ -163,9 +204,25 @@ class StreamTransport:
                 for delivery in deliveries:
                     delivery.cancel()
 
+    def links(self) -> StreamLinks:
+        """See `kvstore.client.exchange.AsyncTransport`."""
+        links = StreamLinks(self.open)
+        self._links.add(links)
+        return links
+
+    async def open(self, address: str, ear: Ear) -> _Connection | LinkLost:
+        """A connection that only an ear hears."""
+        opened = await self._connect(address, ear)
+        if isinstance(opened, NotSent):
+            refused = opened.detail.partition("refused (")[2].partition(")")[0]
+            return LinkLost(refused, opened.detail, silent="no connection within" in opened.detail)
+        return opened
+
     async def close(self) -> None:
         """See `kvstore.client.exchange.AsyncTransport`."""
         self._closed = True
+        for links in list(self._links):
+            links.close()
         dialling = list(self._dialling.values())
         for task in dialling:
             task.cancel()
@@ -211,10 +268,10 @@ class StreamTransport:
             return NotSent(f"{address}: connecting takes too long")
         return NotSent(f"{address}: closed") if task.cancelled() else task.result()
 
-    async def _connect(self, address: str) -> _Connection | NotSent:
+    async def _connect(self, address: str, ear: Ear | None = None) -> _Connection | NotSent:
         host, port = split_address(address)
         greeting = Greeting(self._cluster_id)
-        make: Callable[[], _Connection] = lambda: _Connection(greeting)  # noqa: E731
+        make: Callable[[], _Connection] = lambda: _Connection(greeting, ear)  # noqa: E731
         connection: _Connection | None = None
         try:
             async with asyncio.timeout(self._connect_timeout):
@@ -234,7 +291,8 @@ class StreamTransport:
             permanent = refusal is not None and refusal.startswith("refused")
             return NotSent(f"{address}: {refusal or 'the client was closed'}", permanent)
         self._cluster_id = greeting.cluster_id
-        self._connections[address] = connection
+        if ear is None:
+            self._connections[address] = connection
         return connection
 
     @staticmethod

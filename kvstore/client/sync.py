@@ -15,8 +15,10 @@ from kvstore.client.address import check_seconds, parse_url
 from kvstore.client.core import ClientCore
 from kvstore.client.exchange import Exchange
 from kvstore.client.mapping import KeyMapping
-from kvstore.client.scanning import ScanPage, Walk, check_limit
+from kvstore.client.scanning import ScanPage, Walk, check_limit, checked_prefix
 from kvstore.client.sockets import SocketTransport
+from kvstore.client.watch import Watch, check_resume
+from kvstore.client.watch_session import WatchSession
 from kvstore.errors import ClientClosed
 
 if TYPE_CHECKING:
@@ -332,6 +334,28 @@ class Client:
         check_limit(limit)
         walk = Walk(self._core, prefix, values=values, cursor=cursor)
         return self._run(walk.next_page(self._deadline(timeout), limit))
+
+    def watch(
+        self, prefix: Key = "", *, resume: str | None = None, timeout: float | None = None
+    ) -> Watch:
+        """What happens to the keys that begin with `prefix` from now on, or behind a token.
+
+        Every committed change is told once, in commit order within a slot, through any failover; a
+        slot that nobody can tell without a gap any more begins anew with a "reset" event. What
+        `WatchEvent` says and what a token is good for: docs/watch.md.
+
+        Args:
+            prefix: What keys begin with; a whole ``{tag}`` in it keeps the watch to one slot.
+            resume: The token of a watch of the same prefix, to go on behind it.
+            timeout: Seconds to begin; a watch itself has none. None is the client's.
+
+        Raises:
+            Unavailable: some slots could not be watched in time.
+            BadRequest: the prefix or the token can never work.
+        """
+        session = WatchSession(self._core, checked_prefix(prefix), check_resume(resume))
+        deadline = self._deadline(timeout)
+        return Watch(session, self._transport, self._deadline).begin(deadline)
 
     def mapping(self, prefix: str = "") -> KeyMapping:
         """The keys below a prefix as a `collections.abc.MutableMapping`."""

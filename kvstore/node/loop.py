@@ -5,7 +5,7 @@
     frames, requests, acks of the fsync ──> SlotTable ──> Outputs
         1. send        one frame per peer, beside the own write (rule 1)
         2. write       one batch, unsynced, on the loop
-        3. answers     released by commits
+        3. answers     released by commits, and what watchers are told of them
         4. after_fsync when the sync thread is done: acks and promises to peers, and to ourselves
 
 Whoever feeds the core calls `wake`; the tick ends in the same turn of the loop, once, after
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvstore.node.clock import Clock
     from kvstore.node.peers import Peers
     from kvstore.node.router import Router
+    from kvstore.node.watching import Watching
     from kvstore.storage.engine import Batch
     from kvstore.storage.tick_store import TickStore
 
@@ -60,6 +61,7 @@ class CoreLoop:
         self._closed = False
         self.peers: Peers | None = None
         self.router: Router | None = None
+        self.watching: Watching | None = None
         self.ticks_total = 0
 
     def wake(self) -> None:
@@ -82,10 +84,12 @@ class CoreLoop:
         self._awake = False
         if self._closed:
             return
-        peers, router = self.peers, self.router
+        peers, router, watching = self.peers, self.router, self.watching
         assert peers is not None
         assert router is not None
+        assert watching is not None
         self.ticks_total += 1
+        watching.before_tick()
         out = self._table.take()
         for peer, messages in out.send.items():
             peers.send_slots(peer, messages)
@@ -97,6 +101,8 @@ class CoreLoop:
             router.answer(ticket, result)
         for moved in out.moved:
             router.on_moved(moved)
+        if out.watched:
+            watching.tell(out.watched)
         if out.leads_changed:
             self._on_leads_changed(out.leads_changed)
         router.end_tick()

@@ -38,6 +38,7 @@ from kvstore.node.server import Server
 from kvstore.node.spreading import Spreading
 from kvstore.node.status import StatusBoard
 from kvstore.node.topology_record import TopologyRecord
+from kvstore.node.watching import Watching
 from kvstore.storage.tick_store import TickStore
 from kvstore.wire.protocol import PROTOCOL_VERSION, Response, TopologyQuery, Welcome
 
@@ -140,6 +141,7 @@ class Node:
         )
         self.board = StatusBoard(self)
         self.store = TickStore(engine)
+        self.watching = Watching(self.clock.now_ms)
         self.table: SlotTable
         self.core: CoreLoop
         self.router: Router
@@ -192,7 +194,9 @@ class Node:
             now_ms,
             self.admission,
         )
+        self.watching.begin(self.table, topology.slot_count, self.core.wake)
         self.core.peers, self.core.router = self.peers, self.router
+        self.core.watching = self.watching
         self.core.wake()
         swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
         self.gossip = GossipDriver(
@@ -212,6 +216,7 @@ class Node:
         self.table.tick()
         self.router.tick()
         self.peers.tick()
+        self.watching.tick()
         if self.table.leadership.retired:
             self._retired.set()
         self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)

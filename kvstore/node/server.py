@@ -34,6 +34,8 @@ from kvstore.wire.protocol import (
     SlotMessages,
     TopologyDocument,
     TopologyQuery,
+    Watch,
+    Watched,
     Welcome,
 )
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from cluster.operations import Result
     from cluster.swim_messages import GossipMessage
     from kvstore.node.gathering import Waiter
+    from kvstore.node.watching import Watching
     from kvstore.wire.protocol import Frame
 
 log = get_logger(__name__)
@@ -96,6 +99,10 @@ class Host(Protocol):
         self, request: Request, reply: Callable[[Response], None], waiter: Waiter
     ) -> None:
         """For the router."""
+
+    @property
+    def watching(self) -> Watching:
+        """The room of the watches."""
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
         """The routing table."""
@@ -175,6 +182,7 @@ class Server:
 
     def _on_close(self, connection: Connection, reason: str) -> None:
         self._connections.pop(connection, None)
+        self._host.watching.leave(connection)
         if connection.refusal:
             self._host.refused(connection.refusal)
             log.warning("connection refused", remote=connection.remote, reason=reason)
@@ -250,11 +258,21 @@ class Server:
                 self._on_leads(connection, hello.node, frame)
             case RouteQuery():
                 connection.send(host.routes(frame.id))
+            case Watch():
+                host.watching.take(connection, frame)
             case Founding():
                 self._on_founding(connection, frame)
             case TopologyQuery():
                 connection.send(TopologyDocument(host.document()))
-            case Hello() | Welcome() | Refused() | Response() | Routes() | TopologyDocument():
+            case (
+                Hello()
+                | Welcome()
+                | Refused()
+                | Response()
+                | Routes()
+                | TopologyDocument()
+                | Watched()
+            ):
                 connection.refuse("frame", f"{type(frame).__name__} is not for a server")
 
     def _on_stranger(self, connection: Connection, hello: Hello) -> None:

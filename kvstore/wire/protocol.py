@@ -3,8 +3,9 @@
 A connection opens with the four magic bytes from the side that dialled, then each side speaks in
 frames (`kvstore.wire.frames`). The first frame each way is the handshake: `Hello`, answered by
 `Welcome` or `Refused`. After that a client sends `Request` and `RouteQuery` and gets `Response` and
-`Routes`, matched by ``id``, in any order. Between nodes the same port also carries `SlotMessages`
-and `GossipMessages`; a forwarded operation is simply a `Request` from a node.
+`Routes`, matched by ``id``, in any order; a connection of its own carries a `Watch`. Between nodes
+the same port also carries `SlotMessages` and `GossipMessages`; a forwarded operation is simply a
+`Request` from a node.
 
 Times are durations, never clock readings: clocks may be wrong.
 """
@@ -15,9 +16,10 @@ from typing import Annotated
 
 import msgspec
 
-from cluster.limits import REQUEST_OPERATIONS_MAX
-from cluster.messages import SlotMessage
+from cluster.limits import REQUEST_OPERATIONS_MAX, SLOT_COUNT_MAX
+from cluster.messages import Change, SlotMessage
 from cluster.operations import Operation, Result
+from cluster.outputs import WatchState
 from cluster.swim_messages import GossipMessage
 
 MAGIC = b"RKV1"
@@ -30,6 +32,7 @@ MESSAGES_MAX = 262_144
 """In one `SlotMessages`: what fills a frame with messages of 64 bytes."""
 
 _ONE_PER_OPERATION = msgspec.Meta(max_length=REQUEST_OPERATIONS_MAX)
+_ONE_PER_SLOT = msgspec.Meta(max_length=SLOT_COUNT_MAX)
 """Checked before the first item is decoded, so that a long list costs nothing."""
 
 
@@ -185,6 +188,54 @@ class TopologyDocument(msgspec.Struct, frozen=True, array_like=True, tag=85):
     topology: bytes
 
 
+FROM_NOW = -1
+"""In place of a sequence: whatever commits from now on."""
+
+
+class Watch(msgspec.Struct, frozen=True, array_like=True, tag=90):
+    """Tell me what commits under ``prefix`` in these slots, each behind its own sequence.
+
+    ``after[i]`` is a sequence that was told of ``slots[i]``, or `FROM_NOW`. The first one of a
+    connection makes it a watch, until it is closed; further ones with the same prefix add slots.
+    """
+
+    prefix: bytes
+    slots: Annotated[list[int], _ONE_PER_SLOT]
+    after: Annotated[list[int], _ONE_PER_SLOT]
+
+
+class SlotChanged(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """A committed operation and its changes under the prefix.
+
+    A change is a key and its record, None where it was removed, or empty bytes where it was changed
+    again later and its value is not known any more (`cluster.watches.SUPERSEDED`).
+    """
+
+    slot: int
+    version: bytes
+    changes: list[Change]
+
+
+class SlotTold(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """What became of the wish to watch a slot: ``state`` is a `cluster.outputs.WatchState`.
+
+    All up to ``sequence`` has been told, or is too old to be told. ``leader`` is the member to ask
+    where the slot has moved, 0 if that is not known. Whatever is not started can be asked for
+    again.
+    """
+
+    slot: int
+    state: WatchState
+    sequence: int
+    leader: int
+
+
+class Watched(msgspec.Struct, frozen=True, array_like=True, tag=91):
+    """What a watch has to hear, in order; an empty one says that the node is there."""
+
+    items: list[SlotChanged | SlotTold]
+
+
 Frame = (
     Hello
     | Welcome
@@ -199,4 +250,6 @@ Frame = (
     | Founding
     | TopologyQuery
     | TopologyDocument
+    | Watch
+    | Watched
 )

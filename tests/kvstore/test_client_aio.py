@@ -12,7 +12,7 @@ import pytest
 from cluster.slots import slot_of
 from kvstore.client.aio import AsyncClient, connect_async
 from kvstore.client.core import ClientCore
-from kvstore.client.in_process import IN_PROCESS, InProcessTransport
+from kvstore.client.in_process import IN_PROCESS, InProcessTransport, LocalWatches
 from kvstore.client.sync import Client, connect
 from kvstore.errors import (
     BadRequest,
@@ -81,6 +81,10 @@ async def test_the_same_in_process(cluster: FakeCluster) -> None:
 
         def routes(self) -> Routes:
             return cluster.routes()
+
+        @property
+        def watching(self) -> LocalWatches:
+            raise AssertionError
 
     transport = InProcessTransport(Node())
     core = ClientCore([IN_PROCESS], token_aware=transport.token_aware)

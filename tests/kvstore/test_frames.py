@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.limits import FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX
 from cluster.operations import Absent, Done, Get, Put, Scan
+from cluster.outputs import WatchState
 from cluster.swim_messages import Ping
 from kvstore.wire.frames import (
     LENGTH_BYTES,
@@ -33,7 +34,11 @@ from kvstore.wire.protocol import (
     Request,
     Response,
     RouteQuery,
+    SlotChanged,
     SlotMessages,
+    SlotTold,
+    Watch,
+    Watched,
     Welcome,
 )
 
@@ -70,6 +75,22 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Founding, short_bytes, short_bytes),
     st.builds(Gossip, st.builds(Ping, uint32, st.just([]))),
     st.just(SlotMessages([])),
+    st.builds(Watch, short_bytes, st.lists(uint32, max_size=4), st.lists(uint32, max_size=4)),
+    st.builds(
+        Watched,
+        st.lists(
+            st.one_of(
+                st.builds(
+                    SlotChanged,
+                    uint32,
+                    short_bytes,
+                    st.lists(st.tuples(short_bytes, st.none() | short_bytes), max_size=3),
+                ),
+                st.builds(SlotTold, uint32, st.sampled_from(WatchState), uint32, uint32),
+            ),
+            max_size=4,
+        ),
+    ),
 )
 
 
