@@ -8,7 +8,7 @@ NODES ?= 3
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # The stamp stands for "what the lock file names is installed"; it is made again when either file changes.
 $(VENV)/installed: requirements.lock pyproject.toml
@@ -46,6 +46,10 @@ format: $(VENV)/installed ## put the source into its standard form
 .PHONY: bench
 bench: $(VENV)/installed ## measure a real 3-node cluster
 	@$(BIN)/python scripts/bench.py
+
+.PHONY: bench-failover
+bench-failover: $(VENV)/installed ## measure what clients notice when a node dies, freezes or returns
+	@$(BIN)/python -m scripts.bench_failover
 
 .PHONY: lock
 lock: ## renew requirements.lock after a change of pyproject.toml (needs uv)

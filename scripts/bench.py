@@ -97,7 +97,7 @@ def bench(
 ) -> None:
     """Measure a cluster of three nodes on this machine."""
     for number in STOP_SIGNALS:
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     console = Console(stderr=True)
     chosen = [name for name in PHASES if not names or name in names]
     notes = []
@@ -173,7 +173,7 @@ def run(
         cluster.stop()
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave(number: int, frame: FrameType | None) -> None:
     """End the usual way, through `finally`."""
     sys.exit(128 + number)
 

@@ -31,7 +31,7 @@ import psutil
 
 from cluster.slots import slot_of
 from kvstore.cli.local_cluster import LocalCluster
-from scripts.bench import NODES, READY_TIMEOUT_S, STOP_SIGNALS, _leave, free_ports
+from scripts.bench import NODES, READY_TIMEOUT_S, STOP_SIGNALS, free_ports, leave
 from scripts.bench_figures import MIB, percentile
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def silence_s(figures: Figures, slots: set[int], killed_at: float) -> float:
 def main(seconds: float, times: float, json_file: IO[str] | None, parent: Path | None) -> None:
     """Measure a cluster of three nodes under too much load."""
     for number in STOP_SIGNALS:
-        signal.signal(number, _leave)
+        signal.signal(number, leave)
     with tempfile.TemporaryDirectory(prefix="ringkv-overload-", dir=parent) as made:
         first = free_ports(2 * NODES)
         cluster = LocalCluster(Path(made), NODES, first, first + NODES)

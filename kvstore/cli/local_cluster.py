@@ -32,10 +32,16 @@ HTTP_TIMEOUT_S: Final = 1.0
 
 
 class LocalNode:
-    """One node process; ``name``, its ports, its directory."""
+    """One node process; ``name``, its ports, its directory.
+
+    ``host`` and ``prefix`` may be changed before it is started: its address, and a command that
+    runs the node's command (somewhere else, such as in a network namespace).
+    """
 
     def __init__(self, name: str, port: int, http_port: int, directory: Path) -> None:
         self.name = name
+        self.host = HOST
+        self.prefix: list[str] = []
         self.port = port
         self.http_port = http_port
         self.directory = directory
@@ -45,7 +51,7 @@ class LocalNode:
     @property
     def address(self) -> str:
         """Of its peer and client port."""
-        return f"{HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def log_path(self) -> Path:
@@ -66,8 +72,8 @@ class LocalNode:
         """Start it; its earlier log is kept."""
         assert self.process is None or self.process.poll() is not None
         command = [
-            sys.executable, "-m", "kvstore", "serve",
-            "--name", self.name, "--host", HOST, "--port", str(self.port),
+            *self.prefix, sys.executable, "-m", "kvstore", "serve",
+            "--name", self.name, "--host", self.host, "--port", str(self.port),
             "--http-port", str(self.http_port), "--data-dir", str(self.directory),
             "--founders", founders, *extra,
         ]  # fmt: skip
@@ -102,7 +108,7 @@ class LocalNode:
 
     def fetch(self, path: str) -> Any:
         """A JSON document from its HTTP port; None if it does not answer."""
-        url = f"http://{HOST}:{self.http_port}{path}"
+        url = f"http://{self.host}:{self.http_port}{path}"
         try:
             with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as answer:
                 return json.load(answer)

@@ -56,6 +56,8 @@ class Connection(asyncio.Protocol):
         """The kind of refusal that ended it, for whoever counts them."""
         self.peer: object = None
         """Who is there, once the handshake told; kept for the owner of the connection."""
+        self.sent_bytes = 0
+        """Handed to the socket since the connection was made."""
         self.in_flight = 0
         """Requests taken from this connection and not answered; kept for its owner."""
         self.partial_since = 0.0
@@ -162,7 +164,9 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or not unsent:
             return
-        transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+        self.sent_bytes += len(data)
+        transport.write(data)
         if transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
             self.abort("it does not read what it is sent")
 

@@ -67,6 +67,7 @@ class Link:
         self.behind = False
         """Whether it is sent nothing more until it has taken what it was sent."""
         self._peers = peers
+        self._sent_before = 0
         self._connection: Connection | None = None
         self._lost = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -78,6 +79,12 @@ class Link:
         """Whether frames can be sent."""
         connection = self._connection
         return connection is not None and connection.is_open
+
+    @property
+    def sent_bytes(self) -> int:
+        """Over all its connections so far."""
+        connection = self._connection
+        return self._sent_before + (connection.sent_bytes if connection is not None else 0)
 
     @property
     def unsent_bytes(self) -> int:
@@ -111,6 +118,7 @@ class Link:
             else:
                 pause_s = PAUSE_S_MIN
                 await self._lost.wait()
+                self._sent_before = self.sent_bytes
                 self._connection, self.behind = None, False
                 self._peers.lost(self)
             with suppress(TimeoutError):
@@ -234,6 +242,11 @@ class Peers:
         for links in (self._data, self._gossip):
             if node in links:
                 links[node].hurry()
+
+    @property
+    def sent_bytes(self) -> int:
+        """To all present peers over their data links."""
+        return sum(link.sent_bytes for link in self._data.values())
 
     def names(self) -> dict[NodeId, bool]:
         """Each peer, and whether its data link is up."""
