@@ -128,8 +128,8 @@ TOPOLOGY_BYTES_MAX = 4 * 1_048_576
 GOSSIP_MESSAGE_BYTES_MAX = 1_400
 """One probe with its piggyback, the size of an Ethernet packet: gossip cost stays constant."""
 
-HTTP_HEADER_BYTES_MAX = 16_384
-"""All headers of a request."""
+HTTP_HEADER_BYTES_MAX = 49_152
+"""All headers of a request. One may be the token of a watch over 16,384 busy slots: 40 KB."""
 
 HTTP_LINE_BYTES_MAX = 16_384
 """The request line; the longest key fits, percent-encoded."""

@@ -197,7 +197,10 @@ def scan(url: str, timeout: float, output: str, prefix: str, limit: int | None) 
                 wide = output == "wide"
                 columns = ["key", "version", "value"] if wide else ["key", "value"]
                 pairs = zip(keys, entries, strict=True)
-                rows = [(_shown(k), *([e.version] * wide), _preview(e, wide)) for k, e in pairs]
+                rows = [
+                    (shown(k), *([e.version] * wide), preview(e.value, whole=wide))
+                    for k, e in pairs
+                ]
                 print_columns(columns, rows, head=number == 0)
 
 
@@ -267,12 +270,13 @@ def write_line(line: bytes) -> None:
     sys.stdout.buffer.write(line + b"\n")
 
 
-def _shown(key: str | bytes) -> str:
+def shown(key: str | bytes) -> str:
+    """A key in a table."""
     return key if isinstance(key, str) else repr(key)
 
 
-def _preview(entry: Entry, whole: bool) -> str:
-    value = entry.value
+def preview(value: Any, *, whole: bool) -> str:
+    """A value in a table."""
     text = value if isinstance(value, str) else dump_json(value).decode()
     text = " ".join(text.split()) if isinstance(value, str) else text
     return text if whole or len(text) <= VALUE_SHOWN_MAX else f"{text[: VALUE_SHOWN_MAX - 3]}..."

@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "incr": ("kvstore.cli.data", "add to a number"),
     "touch": ("kvstore.cli.data", "set or remove a key's time to live"),
     "scan": ("kvstore.cli.data", "list keys by prefix"),
+    "watch": ("kvstore.cli.watch", "follow what happens to keys"),
     "load": ("kvstore.cli.load", "import a file of many keys"),
     "dump": ("kvstore.cli.dump", "export many keys to a file"),
     "status": ("kvstore.cli.cluster", "the cluster on one screen"),

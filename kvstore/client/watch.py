@@ -51,6 +51,7 @@ class WatchEvent:
         version: Of the operation that did it; empty for "reset".
         expires_at: When the value of a "put" goes away by itself, in UTC; None for never.
         content_type: Of a "put" of raw bytes that had one, else empty.
+        slots: Those that a "reset" is about; `covers` is easier.
     """
 
     type: str
@@ -59,9 +60,9 @@ class WatchEvent:
     version: str
     expires_at: datetime | None
     content_type: str
+    slots: frozenset[int] = field(repr=False)
     _session: WatchSession = field(repr=False, compare=False)
     _number: int = field(repr=False, compare=False)
-    _slots: frozenset[int] = field(default=frozenset(), repr=False, compare=False)
 
     @property
     def token(self) -> str:
@@ -79,9 +80,7 @@ class WatchEvent:
 
     def covers(self, key: Key) -> bool:
         """Whether a "reset" is about this key; False for all other events."""
-        return (
-            bool(self._slots) and slot_of(check_key(key), self._session.slot_count) in self._slots
-        )
+        return bool(self.slots) and slot_of(check_key(key), self._session.slot_count) in self.slots
 
 
 def _event_of(item: Item, session: WatchSession) -> WatchEvent:
@@ -92,15 +91,16 @@ def _event_of(item: Item, session: WatchSession) -> WatchEvent:
     """
     number = session.heard.handed_total
     if isinstance(item, Reset):
-        return WatchEvent("reset", "", None, "", None, "", session, number, item.slots)
+        return WatchEvent("reset", "", None, "", None, "", item.slots, session, number)
     key = text_key(item.key)
     if isinstance(item, State) or item.record:
         assert item.record is not None
         entry = entry_of(item.record, key)
         about = (entry.value, entry.version, entry.expires_at, entry.content_type)
-        return WatchEvent("put", key, *about, session, number)
+        return WatchEvent("put", key, *about, frozenset(), session, number)
     kind = "superseded" if item.record == SUPERSEDED else "delete"
-    return WatchEvent(kind, key, None, version_to_text(item.version), None, "", session, number)
+    version = version_to_text(item.version)
+    return WatchEvent(kind, key, None, version, None, "", frozenset(), session, number)
 
 
 class Watch:

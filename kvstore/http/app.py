@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from kvstore.http import admin, batch, keys, listing, openapi
+from kvstore.http import admin, batch, keys, listing, openapi, watching
 from kvstore.http.caller import Caller
 from kvstore.http.conditions import refuse_unsupported
 from kvstore.http.door import Call, Door, Route
 from kvstore.http.problems import ProblemError
 from kvstore.http.targets import KV_PREFIX, Query, decode_percent, split_target
+from kvstore.http.watch_source import WatchSource
 from kvstore.log import get_logger
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ _SERVER: Final = "kvstore"
 
 EXACT: Final[Mapping[str, Mapping[str, Route]]] = {
     path: {route.method: route for route in routes if route.path == path}
-    for routes in [(*listing.ROUTES, *batch.ROUTES, *admin.ROUTES, *openapi.ROUTES)]
+    for routes in [
+        (*listing.ROUTES, *batch.ROUTES, *admin.ROUTES, *openapi.ROUTES, *watching.ROUTES)
+    ]
     for path in [route.path for route in routes]
 }
 """Resources with a path of their own: path, then method."""
@@ -55,11 +58,12 @@ BELOW_A_KEY: Final[Mapping[str, Route]] = {route.path: route for route in keys.R
 
 def make_app(node: NodeView, metrics: Metrics, settings: HttpSettings) -> web.Application:
     """The application of a node's HTTP port; `server.start_http` puts it on a socket."""
-    dispatcher = _Dispatcher(Door(node, Caller(node), metrics, settings))
+    dispatcher = _Dispatcher(Door(node, Caller(node), metrics, settings, WatchSource(node)))
     app = web.Application(
         middlewares=[dispatcher.middleware], client_max_size=settings.batch_bytes_max
     )
     app[DOOR] = dispatcher.door
+    app.on_shutdown.append(_end_watches)
     app.router.add_route("*", "/{target:.*}", dispatcher.handle, expect_handler=_expect_later)
     return app
 
@@ -114,11 +118,12 @@ class _Dispatcher:
         """Stand around aiohttp's own routing, so that its refusals look like ours."""
         begun = time.perf_counter()
         operation = "unknown"
+        request_id = self._request_id(request)
         try:
             path, query = split_target(request.raw_path)
             route, key = resolve(request.method, path)
             operation = route.operation
-            response = await route.handle(self._admit(request, route, key, query))
+            response = await route.handle(self._admit(request, route, key, query, request_id))
         except ProblemError as problem:
             response = self._refuse(request, problem)
         except (web.HTTPException, ConnectionError):
@@ -126,7 +131,7 @@ class _Dispatcher:
         except Exception:
             _log.exception("http request failed", method=request.method, target=request.raw_path)
             response = ProblemError("internal-error", _INTERNAL).response()
-        response.headers["X-Request-Id"] = self._request_id(request)
+        response.headers["X-Request-Id"] = request_id
         response.headers["Server"] = _SERVER
         self._tally(operation).add(_outcome(response.status), time.perf_counter() - begun)
         return response
@@ -135,7 +140,9 @@ class _Dispatcher:
         """What aiohttp's router would call; the middleware has answered before."""
         raise AssertionError(request.raw_path)
 
-    def _admit(self, request: web.Request, route: Route, key: str, query: str) -> Call:
+    def _admit(
+        self, request: web.Request, route: Route, key: str, query: str, request_id: str
+    ) -> Call:
         """Check all that stands before the body.
 
         Raises:
@@ -151,7 +158,7 @@ class _Dispatcher:
             raise ProblemError("bad-expectation", f"Expect {expect!r:.40} is not 100-continue.")
         refuse_unsupported(headers, route.conditions)
         decoded = decode_percent(key, "The key", "bad-key") if key else b""
-        return Call(request, self.door, decoded, Query(query, route.parameters))
+        return Call(request, self.door, decoded, Query(query, route.parameters), request_id)
 
     def _refuse(self, request: web.Request, problem: ProblemError) -> web.Response:
         if problem.kind.refusal:
@@ -190,6 +197,11 @@ _OUTCOMES: Final = {
 
 def _outcome(status: int) -> str:
     return _OUTCOMES.get(status) or ("ok" if status < 400 else "refused")
+
+
+async def _end_watches(app: web.Application) -> None:
+    """Streams have no end of their own; those of a node that stops go to another one."""
+    await app[DOOR].watches.close()
 
 
 async def _expect_later(request: web.Request) -> None:

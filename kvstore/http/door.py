@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kvstore.http.caller import Caller
     from kvstore.http.settings import HttpSettings
     from kvstore.http.targets import Query
+    from kvstore.http.watch_source import WatchSource
     from kvstore.metrics import Metrics
     from kvstore.node.view import NodeView
 
@@ -43,6 +44,7 @@ class Door:
     caller: Caller
     metrics: Metrics
     settings: HttpSettings
+    watches: WatchSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Call:
     door: Door
     key: bytes
     query: Query
+    request_id: str
 
     @property
     def timeout_seconds(self) -> float:

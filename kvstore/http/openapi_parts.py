@@ -239,6 +239,7 @@ PARAMETERS: Final[dict[str, Any]] = {
         "Repeating the request with the same text writes once, as far back as the slot's key log "
         "reaches (256 writes).",
     ),
+    "LastEventId": _header("Last-Event-ID", "Go on behind this id of an earlier stream."),
     "RequestId": _header("X-Request-Id", "Comes back; one is made if it is missing."),
 }
 

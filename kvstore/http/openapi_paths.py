@@ -122,6 +122,20 @@ _BATCH: Final[dict[str, Any]] = {
     "problems": (406, 412, 413, 415, 429, 500, 504),
 }
 
+_WATCH: Final[dict[str, Any]] = {
+    "operationId": "watch",
+    "summary": "What happens under a prefix, as it commits",
+    "description": "Server-sent events without an end. `started` comes first. Each message without "
+    "a name is a JSON array of changes: `type` (put, delete, superseded, reset, corrupt), `key`, "
+    "`slot`, `version`, and for a put `value`. After a reset, forget the keys of its `slots`: "
+    "their state follows. `end` has a `detail`; connect again. The `id` of each message resumes "
+    "behind it, as Last-Event-ID, at any node.",
+    "tags": ["keys"],
+    "parameters": ("Prefix", "LastEventId"),
+    "responses": {200: ok("The stream", "Text", "text/event-stream")},
+    "problems": (500,),
+}
+
 
 def _view(
     operation: str, tag: str, text: str, *body: str, parameters: tuple[str, ...] = ()
@@ -147,6 +161,7 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
     "/v1/kv/{key}/touch": {"post": _TOUCH},
     "/v1/kv": {"get": _LIST},
     "/v1/batch": {"post": _BATCH},
+    "/v1/watch": {"get": _WATCH},
     "/v1/cluster": _view("cluster", "cluster", "The nodes, as this one sees them", "Cluster"),
     "/v1/cluster/slots": _view(
         *("slots", "cluster", "Where slots live: of a key, one, or a stretch", "Slots"),

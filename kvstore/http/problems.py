@@ -61,6 +61,7 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         Kind("bad-parameter", 400, "A query parameter is wrong"),
         Kind("bad-header", 400, "A header is wrong"),
         Kind("bad-cursor", 400, "The cursor is not one that this listing gave"),
+        Kind("bad-token", 400, "The token is not one that this watch gave"),
         Kind("bad-value", 400, "The body is not a value that can be stored"),
         Kind("bad-operation", 400, "An operation of the batch is wrong"),
         Kind("wrong-type", 400, "The stored value is not of the type that this needs"),

@@ -13,6 +13,7 @@ import msgspec
 if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.topology import Topology
+    from kvstore.node.watching import Watching
     from kvstore.wire.protocol import Request, Response, Routes
 
 
@@ -82,6 +83,10 @@ class NodeView(Protocol):
 
     async def submit(self, request: Request) -> Response:
         """Carry out operations on any keys; what goes wrong is in the results, never raised."""
+
+    @property
+    def watching(self) -> Watching:
+        """Its room of the watches."""
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
         """The routing table as a client needs it."""

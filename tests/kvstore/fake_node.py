@@ -34,6 +34,7 @@ from cluster.operations import (
     Scan,
     Touch,
 )
+from cluster.outputs import WatchState
 from cluster.records import (
     decode_record,
     encode_record,
@@ -43,7 +44,8 @@ from cluster.records import (
 )
 from cluster.slots import slot_of
 from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
-from kvstore.wire.protocol import Request, Response, RouteNode, Routes
+from kvstore.node.watching import Listener, Watching
+from kvstore.wire.protocol import Request, Response, RouteNode, Routes, SlotTold, Watch, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +53,13 @@ if TYPE_CHECKING:
     from cluster.topology import Topology
 
 BALLOT = Ballot(1, 7)
+
+
+class FakeWatching(Watching):
+    """Every slot is watched, and nothing ever happens."""
+
+    def take(self, listener: Listener, watch: Watch) -> None:
+        listener.send(Watched([SlotTold(slot, WatchState.STARTED, 7, 0) for slot in watch.slots]))
 
 
 class FakeNode:
@@ -66,6 +75,7 @@ class FakeNode:
         self.hang = False
         self.ready = True
         self._now_ms = now_ms
+        self._watching = FakeWatching(now_ms)
 
     @property
     def id(self) -> int:
@@ -89,6 +99,10 @@ class FakeNode:
             offset = request.offsets[index] if request.offsets else index
             results.append(self._once(op, (request.client, request.number + offset)))
         return Response(request.id, results, {})
+
+    @property
+    def watching(self) -> Watching:
+        return self._watching
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002
         node = RouteNode(self.id, self.name, "127.0.0.1:7401", "127.0.0.1:8401", "a", "alive")

@@ -59,6 +59,8 @@ class Connection:
         for line in head[1:-2]:
             name, _, value = line.partition(": ")
             headers[name.lower()] = value
+        if headers.get("transfer-encoding") == "chunked" and not head_only:
+            return Answer(status, headers, await self.reader.read(65_536))  # a stream begins
         length = 0 if head_only or status in (100, 204, 304) else int(headers["content-length"])
         return Answer(status, headers, await self.reader.readexactly(length))
 

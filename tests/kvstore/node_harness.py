@@ -20,7 +20,7 @@ import msgspec
 from cluster.operations import Done, Found, Get, Page, Put, Scan
 from cluster.records import decode_record
 from cluster.topology import Node as Member
-from kvstore.http.app import make_app
+from kvstore.http.app import DOOR, make_app
 from kvstore.http.server import start_http
 from kvstore.http.settings import HttpSettings
 from kvstore.metrics import Metrics
@@ -41,7 +41,7 @@ from kvstore.wire.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cluster.operations import Operation, Result
@@ -152,6 +152,8 @@ class Harness:
     metrics: Metrics
     refused: Counter[str] = field(default_factory=Counter)
     """What the node was told of refusals, by reason; the metrics are told the same."""
+    end_watches: Callable[[], None] = lambda: None
+    """What the HTTP door does when the node stops."""
     raised: list[object] = field(default_factory=list)
     """What reached the event loop instead of being refused."""
 
@@ -203,7 +205,9 @@ async def running(data_dir: Path | None = None, *, founded: bool = True) -> Asyn
         )
         try:
             await node.server.listen(HOST, port, "--port")
-            http = await start_http(make_app(node, metrics, HttpSettings()), HOST, http_port)
+            app = make_app(node, metrics, HttpSettings())
+            harness.end_watches = app[DOOR].watches.end_all
+            http = await start_http(app, HOST, http_port)
             metrics.watch_node(node)
             try:
                 async with asyncio.timeout(WAIT_S):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.limits import HTTP_LINE_BYTES_MAX, VALUE_BYTES_MAX
+from cluster.limits import HTTP_HEADER_BYTES_MAX, HTTP_LINE_BYTES_MAX, VALUE_BYTES_MAX
 from kvstore.errors import SetupError
 from kvstore.http import HttpSettings, make_app, start_http
 from kvstore.metrics import Metrics
@@ -51,7 +51,7 @@ async def refused(http: Harness, data: bytes, status: int, problem: str) -> None
             "line-too-long",
         ),
         (
-            b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 16_384 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * HTTP_HEADER_BYTES_MAX + b"\r\n\r\n",
             431,
             "headers-too-large",
         ),
@@ -71,7 +71,7 @@ async def test_what_is_no_http_or_too_large_is_told_so(
 
 async def test_all_headers_together_are_limited() -> None:
     async with serving() as http:
-        headers = {f"X-{n}": "v" * 1_000 for n in range(20)}
+        headers = {f"X-{n}": "v" * 1_000 for n in range(HTTP_HEADER_BYTES_MAX // 1_000 + 1)}
         answer = await http.ask_with("GET", "/", None, headers)
         assert (answer.status, answer.problem) == (431, "headers-too-large")
 

@@ -12,7 +12,7 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 
-from cluster.limits import VALUE_BYTES_MAX
+from cluster.limits import HTTP_HEADER_BYTES_MAX, VALUE_BYTES_MAX
 from cluster.operations import Code, Failed
 from kvstore.http import HttpSettings
 from kvstore.http.app import BELOW_A_KEY, EXACT, OF_A_KEY
@@ -139,7 +139,7 @@ TRIALS: dict[int, Trial] = {
     416: lambda http, operation: ranged(http, operation, "bytes=9-"),
     417: lambda http, operation: operation.ask(http, Expect="a-miracle"),
     429: lambda http, operation: failing(http, operation, Code.OVERLOADED),
-    431: lambda http, operation: operation.ask(http, X="x" * 17_000),
+    431: lambda http, operation: operation.ask(http, X="x" * HTTP_HEADER_BYTES_MAX),
     500: plain,
     501: lambda http, operation: operation.ask(http, If_Unmodified_Since="now"),
     503: plain,

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -12,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kvstore
-from tests.process.cluster_processes import running_cluster, states_seen_by, wait_for
+from tests.process.cluster_processes import command, running_cluster, states_seen_by, wait_for
 from tests.process.test_faults import Writers
 
 if TYPE_CHECKING:
@@ -184,6 +189,91 @@ def test_a_token_goes_on_after_everything_was_restarted(fresh: LocalCluster) -> 
                 counts.add(event)
             assert watch.poll(0.1) is None
     counts.check()
+
+
+class Events:
+    """Server-sent events, as curl would show them."""
+
+    def __init__(self, cluster: LocalCluster, node: int, token: str | None = None) -> None:
+        port = cluster.nodes[node].http_port
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        headers = {"Last-Event-ID": token} if token else {}
+        self._connection.request("GET", "/v1/watch?prefix=e:", headers=headers)
+        self._response = self._connection.getresponse()
+        assert self._response.status == 200, self._response.read()
+        self.token = token or ""
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The next message's."""
+        fields: dict[str, str] = {}
+        while line := self._response.readline().decode().rstrip("\n"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        if "data" not in fields:
+            return []
+        self.token = fields.get("id", self.token)
+        found = json.loads(fields["data"])
+        return found if isinstance(found, list) else []
+
+    def close(self) -> None:
+        self._response.close()
+        self._connection.close()
+
+
+def test_server_sent_events_go_on_at_another_node(fresh: LocalCluster) -> None:
+    counts: defaultdict[str, list[int | None]] = defaultdict(list)
+    with kvstore.connect(fresh.url, timeout=20) as db:
+
+        def count_up(events: Events, last: int) -> None:
+            for _ in range(5):
+                for key in range(30):
+                    db.incr(f"e:{key}")
+            while [len(values) for values in counts.values()] != [last] * 30:
+                for change in events.changes():
+                    assert change["type"] in ("put", "superseded")
+                    counts[change["key"]].append(change.get("value"))
+
+        events = Events(fresh, 0)
+        count_up(events, 5)
+        fresh.nodes[1].signal(signal.SIGKILL)  # the stream goes on
+        count_up(events, 10)
+        fresh.start_node(fresh.nodes[1])
+        fresh.wait_ready(30)
+        fresh.nodes[0].signal(signal.SIGKILL)  # the stream ends with its node
+        events.close()
+        again = Events(fresh, 2, events.token)
+        count_up(again, 15)
+        again.close()
+    for values in counts.values():
+        assert all(value in (number, None) for number, value in enumerate(values, 1)), values
+        assert values[-1] == 15
+
+
+def test_the_command_line_prints_and_resumes(
+    cluster: LocalCluster, db: Client, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    arguments = ["watch", "c:", "-o", "json", "--limit", "2", "--resume", str(place)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "kvstore", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "KVSTORE_URL": cluster.url},
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"kvstore: watching 'c:'\n"
+        version = db.put("c:1", {"x": 1})
+        db.delete("c:1")
+        lines = process.communicate(timeout=30)[0].splitlines()
+    assert process.returncode == 0
+    first, second = map(json.loads, lines)
+    assert first == {"type": "put", "key": "c:1", "version": version, "value": {"x": 1}}
+    assert (second["type"], second["key"]) == ("delete", "c:1")
+    db.put("c:2", "two")
+    again = command(*arguments[:2], "--limit", "1", "--resume", str(place), url=cluster.url)
+    assert (again.returncode, again.stdout) == (0, "put         c:2  two\n")
+    wrong = command("watch", "d:", "--resume", str(place), url=cluster.url)
+    assert (wrong.returncode, "belongs to another prefix" in wrong.stderr) == (2, True)
 
 
 def rate(db: Client, values: list[bytes]) -> float:
