@@ -22,6 +22,7 @@ from cluster.key_log import log_begin
 from cluster.messages import Ack, Chunk, Fetch, Refuse
 from cluster.replica import step_down
 from cluster.slot import Candidate, Copy, Slot
+from cluster.slot_config import shared
 from cluster.takeover import establish
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def on_chunk(slot: Slot, sender: NodeId, chunk: Chunk, ctx: Context) -> None:
         copy = slot.copy = begin_copy(slot, sender, chunk, chunk.head, ctx)
     if copy is None:
         return
+    copy.heard_ms = ctx.now_ms
     if chunk.at > copy.content.sequence:  # an Accept was lost: no page can fit any more
         slot.copy = None
         return
@@ -83,6 +85,8 @@ def begin_copy(slot: Slot, source: NodeId, chunk: Chunk, head: Head, ctx: Contex
     for sequence, entry in head.entries:
         if sequence >= log_begin(content.sequence):
             ctx.store.log(prefix, sequence, entry)
+    if not slot.holds_state:
+        slot.save(ctx)  # so that a node that restarts knows where an unfinished copy lies
     return Copy(chunk.ballot, source, content, ctx.now_ms)
 
 
@@ -99,7 +103,8 @@ def switch(slot: Slot, copy: Copy, ctx: Context) -> None:
         ctx.store.drop(slot.prefix)
     slot.holds_state = True
     slot.generation, slot.prefix = content.generation, content.prefix
-    slot.sequence, slot.config, slot.runs = content.sequence, content.config, content.runs
+    slot.sequence, slot.runs = content.sequence, content.runs
+    slot.config = shared(content.config)
     slot.established, slot.left_at = content.established, NO_POSITION
     slot.promised = copy.ballot
     slot.save(ctx)

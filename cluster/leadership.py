@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from cluster.catching_up import CatchingUp, is_in_step, tell
-from cluster.messages import HandOver, Retiring
+from cluster.messages import HandOver, Prepare, Refuse, Retiring
 from cluster.replica import step_down
 from cluster.slot import Call, Candidate, Primary
 from cluster.takeover import ask, prepare
@@ -244,8 +244,14 @@ class Leadership:
         self.catching_up.begin(node, behind)
 
     def consider_return(self, slot: Slot) -> None:
-        """Note the slot if somebody who is preferred over this node could lead it (R10)."""
-        if self.successor(slot) not in (self._ctx.me, None):
+        """Note the slot if somebody who is preferred over this node could lead it (R10, R14).
+
+        Whoever began a change of members takes it to its end, unless it is to stop.
+        """
+        ctx = self._ctx
+        if len(slot.config.sets) > 1 and ctx.me not in ctx.retiring:
+            return
+        if self.successor(slot) not in (ctx.me, None):
             self.returning[slot.number] = None
 
     def successor(self, slot: Slot) -> NodeId | None:
@@ -336,15 +342,23 @@ class Leadership:
         for call in held:
             self._replay(slot, call)
 
-    def on_hand_over(self, slot: Slot, message: HandOver) -> None:
+    def on_hand_over(self, slot: Slot, sender: NodeId, message: HandOver) -> None:
         """The primary asks this node to take over now (R10)."""
-        if self._ctx.me in self._ctx.retiring:
+        ctx = self._ctx
+        if slot.promised > message.ballot:  # R14: who is no member is asked for nothing else
+            ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
+            return
+        if ctx.me in ctx.retiring:
             return
         asking = isinstance(slot.role, Candidate) and slot.role.asking
         free = slot.role is None or asking
         if free and slot.holds_state and slot.established == message.ballot:
-            prepare(slot, self._ctx)
+            ballot = prepare(slot, ctx).ballot
             self.candidates.add(slot.number)
+            if (
+                sender not in slot.config.members
+            ):  # R14: its promise counts for nothing, but stops it
+                ctx.out.after_fsync[sender].append(Prepare(slot.number, ballot))
 
     def renew(self, slot: Slot) -> None:
         """Take a new ballot for a slot that this node leads (R5)."""

@@ -92,6 +92,15 @@ KEY_LOG_ENTRIES_MAX = 256
 RETRIED_OPERATIONS_MAX = 1_024
 """Retried ids remembered per slot and ballot; when full, a new ballot is taken (rule 5)."""
 
+MOVES_IN_FLIGHT_DEFAULT = 32
+"""Slots that a node moves at once as their primary: enough to hide round trips and fsyncs."""
+
+COPIES_IN_FLIGHT_MAX = 64
+"""Slots that a node lets itself be brought at once; more are asked to come again."""
+
+COPIES_PER_SECOND_BYTES_DEFAULT = 32 * 1_048_576
+"""What a node sends its learners in a second; leaves most of a gigabit link to everyone else."""
+
 SLOT_COUNT_DEFAULT = 16_384
 """Slots of a new cluster: 1,000 nodes with 3 replicas still hold about 49 each."""
 

@@ -232,6 +232,12 @@ class Drop(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
     config: SlotConfig
 
 
+class Surplus(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
+    """Has the sender left this slot, which it holds and the ring does not give it (R15)?"""
+
+    slot: int
+
+
 SlotMessage = (
     Accept
     | Ack
@@ -254,4 +260,5 @@ SlotMessage = (
     | HandOver
     | Retiring
     | Drop
+    | Surplus
 )

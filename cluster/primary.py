@@ -122,11 +122,12 @@ def propose(
     keys = [key for key, _ in changes]
     entry = encode_entry(LogEntry(ballot.round, ballot.node, op_id[0], op_id[1], keys, recorded))
     accept = Accept(slot.number, ballot, sequence, entry, changes, config)
-    send = ctx.out.send
-    if config is not None:
-        both = dict.fromkeys((*slot.config.everyone, *config.everyone))
-        primary.peers = tuple(node for node in both if node != ctx.me)
-    for peer in primary.peers:
+    send, peers = ctx.out.send, primary.peers
+    if config is not None:  # R14: who is left out by it is told of it, and of nothing after it
+        primary.config_at = sequence
+        primary.peers = tuple(node for node in config.everyone if node != ctx.me)
+        peers = tuple(dict.fromkeys((*peers, *primary.peers)))
+    for peer in peers:
         send[peer].append(accept)
     apply(slot, sequence, entry, changes, config, ctx)
     ctx.out.after_fsync[ctx.me].append(Ack(slot.number, ballot, sequence))

@@ -172,7 +172,7 @@ class Reads:
         turn = number % len(others)
         others = others[turn:] + others[:turn]
         others.sort(key=lambda n: (n not in ctx.reachable, n in self._slow, n not in chosen))
-        return others[: len(config.members) // 2]
+        return others[: len(config.members) // 2 + (ctx.me not in config.members)]
 
     def on_confirm(self, sender: NodeId, confirm: Confirm, ctx: Context) -> None:
         """A primary asks whether it is still the one."""

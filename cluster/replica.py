@@ -13,6 +13,7 @@ from cluster.key_log import add_run, log_begin
 from cluster.messages import Accept, Ack, Establish, Gap, Prepare, Promise, Refuse
 from cluster.outputs import Moved
 from cluster.slot import Primary
+from cluster.slot_config import shared
 
 if TYPE_CHECKING:
     from cluster.ballot import NodeId
@@ -40,7 +41,7 @@ def apply(
     if begin != log_begin(sequence - 1):
         store.drop_log(prefix, log_begin(sequence - 1), begin)
     if config is not None:  # R14: it counts from now on, committed or not
-        slot.config = config
+        slot.config = shared(config)
         slot.save(ctx)
 
 
@@ -105,6 +106,8 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
         slot.promised = slot.established = ballot
         slot.runs = add_run(slot.runs, ballot, slot.sequence)
         slot.save(ctx)
+    if slot.copy is not None and slot.copy.ballot == ballot:
+        slot.copy.heard_ms = ctx.now_ms
     in_ballot = slot.holds_state and slot.established == ballot
     if not (in_ballot and slot.sequence >= establish.newest):
         send_gap(slot, sender, establish, ctx)

@@ -5,17 +5,18 @@ The volatile half is the *role*: nothing for a plain replica, a `Candidate` that
 (rule 9), or a `Primary` that is being established or serves (rules 1 to 6). A node that restarts
 has no role (rule 12). The rules themselves are functions over a slot, one file per rule group:
 
-=================  =====================================
-`cluster.replica`   accept, promise, establish (2, 9)
-`cluster.takeover`  the candidate (9, 10)
-`cluster.primary`   writes (1, 3, 4, 5, 7, 8)
-`cluster.reads`     confirmation of reads (6)
-`cluster.scan`      a page of keys (6)
-`cluster.expiry`    removal of what has expired (7)
-`cluster.transfer`  one replica to another's state (11)
-`cluster.copying`   the same, page by page
-`cluster.watches`   telling others what commits
-=================  =====================================
+=====================  ====================================
+`cluster.replica`      accept, promise, establish (2, 9)
+`cluster.takeover`     the candidate (9, 10)
+`cluster.primary`      writes (1, 3, 4, 5, 7, 8)
+`cluster.reads`        confirmation of reads (6)
+`cluster.scan`         a page of keys (6)
+`cluster.expiry`       removal of what has expired (7)
+`cluster.transfer`     one replica to another's state (11)
+`cluster.copying`      the same, page by page
+`cluster.reconfigure`  changes of members (13 to 15)
+`cluster.watches`      telling others what commits
+=====================  ====================================
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cluster.ballot import NO_BALLOT, NO_POSITION, Ballot, NodeId, Position
 from cluster.key_log import OperationId, Run, log_begin
 from cluster.records import pack_ballot
 from cluster.slot_config import NO_CONFIG, SlotConfig
+from cluster.throttle import Throttle
 
 if TYPE_CHECKING:
     from cluster.messages import Ask, Promise
@@ -65,6 +67,7 @@ class Context:
         "reachable",
         "retiring",
         "store",
+        "throttle",
         "told",
         "unanswered",
         "unix_ms",
@@ -84,6 +87,8 @@ class Context:
         """Who is about to stop and is to lead nothing any more, maybe this node."""
         self.told: set[NodeId] = {me}
         """Who has told this node all that it leads, and goes on telling what changes."""
+        self.throttle = Throttle(None)
+        """How fast learners are brought their copies (R13)."""
         self.leader_of: dict[int, NodeId] = {}
         """Which other node serves a slot, as far as known: hints (rule 10)."""
         self.unanswered: dict[int, tuple[NodeId, Ask]] = {}
@@ -152,6 +157,8 @@ class Primary:
         "base",
         "bringing",
         "committed",
+        "config_at",
+        "copied",
         "durable",
         "feed",
         "handing_to",
@@ -170,9 +177,12 @@ class Primary:
         self.serving = False
         self.since_ms = now_ms
         self.committed = base.sequence
+        self.config_at = base.sequence
+        """The newest sequence that may have changed the config."""
         self.durable: dict[NodeId, int] = {}
         """Node -> last sequence that it acknowledged in this ballot."""
         self.peers = tuple(node for node in config.everyone if node != ballot.node)
+        """Whom the next operation is sent to."""
         self.waiting: deque[Waiting] = deque()
         """In order of what they need committed."""
         self.retried: set[OperationId] = set()
@@ -183,6 +193,8 @@ class Primary:
         """While somebody watches the slot (`cluster.watches`)."""
         self.bringing: dict[NodeId, tuple[Position | None, int]] = {}
         """Node -> (position it was last sent content for, when)."""
+        self.copied: dict[NodeId, tuple[int, int]] = {}
+        """Learner -> bytes and records that it was sent (R13)."""
 
 
 class Copy:
@@ -192,7 +204,7 @@ class Copy:
     sequence, a config, and no role.
     """
 
-    __slots__ = ("after", "ballot", "content", "source", "taken_ms")
+    __slots__ = ("after", "ballot", "content", "heard_ms", "source", "taken_ms")
 
     def __init__(self, ballot: Ballot, source: NodeId, content: Slot, now_ms: int) -> None:
         self.ballot = ballot
@@ -200,6 +212,8 @@ class Copy:
         self.content = content
         self.taken_ms = now_ms
         """When the newest page came."""
+        self.heard_ms = now_ms
+        """When its source was last heard to be at it."""
         self.after = b""
         """The last key that was taken; empty before the first."""
 
@@ -286,11 +300,13 @@ class Slot:
         assert self.established <= self.promised
         assert self.sequence >= 0
         assert self.holds_state or (self.role is None and not self.config.sets)
+        assert not self.holds_state or 1 <= len(self.config.sets) <= 2
         assert self.copy is None or self.copy.content.generation == self.generation + 1
         role = self.role
         if isinstance(role, Primary):
             assert self.established == self.promised == role.ballot
             assert role.base.sequence <= role.committed <= self.sequence
+            assert role.base.sequence <= role.config_at <= self.sequence
             needs = [waiting.needs for waiting in role.waiting]
             assert needs == sorted(needs)
             assert not needs or needs[-1] <= self.sequence

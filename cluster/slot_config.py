@@ -8,6 +8,8 @@ reachable should be primary (rule 10).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from cluster.ballot import NodeId
@@ -32,6 +34,16 @@ class SlotConfig(msgspec.Struct, frozen=True, array_like=True, gc=False):
         if not self.learners:
             return self.members
         return self.members + tuple(n for n in self.learners if n not in self.members)
+
+
+@lru_cache(maxsize=4_096)
+def shared(config: SlotConfig) -> SlotConfig:
+    """The one object for all configs that are equal to this one.
+
+    Thousands of slots have few different configs; what is worked out for one of them is then found
+    again by identity, and they take no memory.
+    """
+    return config
 
 
 NO_CONFIG = SlotConfig(())

@@ -7,56 +7,24 @@ is the tick: one store batch, one frame per peer, one confirmation round (`clust
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from cluster.ballot import Position
-from cluster.copying import on_chunk
+from cluster.dispatch import dispatch
 from cluster.evaluate import live_record
 from cluster.expiry import Expiry
 from cluster.leadership import Chance, Leadership
-from cluster.messages import (
-    Accept,
-    Ack,
-    Ask,
-    Chunk,
-    Confirm,
-    Confirmed,
-    Drop,
-    Establish,
-    Fetch,
-    Gap,
-    HandOver,
-    Install,
-    Prepare,
-    Promise,
-    Pull,
-    Pulled,
-    Refuse,
-    Retiring,
-    SlotMessage,
-    Tail,
-    TailQuery,
-    Willing,
-)
+from cluster.messages import Chunk, Confirm, Confirmed, Establish, Retiring, SlotMessage
+from cluster.moves import Moves
 from cluster.operations import Absent, Found, Get, Result, Scan
 from cluster.outputs import Outputs
-from cluster.primary import must_renew, on_ack, write
+from cluster.primary import must_renew, write
 from cluster.quorum import is_quorum
 from cluster.reads import Reads, read_key
-from cluster.replica import on_accept, on_establish, on_prepare
 from cluster.scan import read_page
 from cluster.slot import Call, Candidate, Context, Primary, Slot, SlotRow
-from cluster.slot_config import SlotConfig
-from cluster.takeover import (
-    answer_late,
-    on_ask,
-    on_promise,
-    on_pull,
-    on_pulled,
-    on_refuse,
-    on_willing,
-)
-from cluster.transfer import on_fetch, on_gap, on_install, on_tail, on_tail_query
+from cluster.slot_config import SlotConfig, shared
+from cluster.takeover import answer_late
 from cluster.watches import Watches
 
 if TYPE_CHECKING:
@@ -94,6 +62,7 @@ class SlotTable:
         self._expiry = Expiry(self.slots)
         self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
         self.watches = Watches(self.slots, self._ctx)
+        self.moves = Moves(self.slots, self._ctx, self.leadership)
 
     # -- beginning ---------------------------------------------------------------------------
 
@@ -118,13 +87,24 @@ class SlotTable:
     def restore(self, rows: Iterable[tuple[int, SlotRow, int]]) -> None:
         """Come back with what is durable (R12): (slot, row, newest sequence of its key log)."""
         store = self._ctx.store
-        configs: dict[SlotConfig, SlotConfig] = {}
         for number, row, sequence in rows:
             prefix = store.prefix(number, row.generation)
             slot = self.slots[number] = Slot(number, prefix)
             slot.restore(row, prefix, sequence)
-            slot.config = configs.setdefault(slot.config, slot.config)
+            slot.config = shared(slot.config)
+            if not slot.holds_state:  # what was being copied here is of no use any more
+                store.drop(store.prefix(number, slot.generation + 1))
         self.leadership.orphan(range(self.slot_count))
+
+    def set_owners(self, owners: Sequence[tuple[NodeId, ...]]) -> None:
+        """Where the newest topology wants every slot: those that this node leads go there (R13).
+
+        Call it at the start and whenever the topology changes; progress is in `moves`.
+
+        Args:
+            owners: For every slot, who should be its members, in ring order.
+        """
+        self.moves.set_owners(owners)
 
     # -- the tick ----------------------------------------------------------------------------
 
@@ -150,57 +130,7 @@ class SlotTable:
                         slot = self._stateless(message)
                         if slot is None:
                             continue
-                    self._dispatch(slot, sender, message)
-
-    def _dispatch(  # noqa: C901 - one line per message
-        self, slot: Slot, sender: NodeId, message: SlotMessage
-    ) -> None:
-        ctx = self._ctx
-        match message:
-            case Accept():
-                on_accept(slot, sender, message, ctx)
-            case Ack():
-                on_ack(slot, sender, message, ctx)
-                leadership = self.leadership
-                if isinstance(slot.role, Primary):
-                    if leadership.catching_up.under_way:
-                        leadership.catching_up.acked(sender, slot, slot.role)
-                    if slot.number in leadership.handing:
-                        leadership.proceed(slot, slot.role)
-            case Promise():
-                on_promise(slot, sender, message, ctx)
-            case Establish():
-                on_establish(slot, sender, message, ctx)
-            case Prepare():
-                on_prepare(slot, sender, message, ctx)
-            case Refuse():
-                on_refuse(slot, sender, message, ctx)
-            case Gap():
-                on_gap(slot, sender, message, ctx)
-            case Ask():
-                on_ask(slot, sender, message, ctx)
-            case Willing():
-                on_willing(slot, sender, message, ctx)
-            case Pull():
-                on_pull(slot, sender, message, ctx)
-            case Pulled():
-                on_pulled(slot, sender, message, ctx)
-            case TailQuery():
-                on_tail_query(slot, sender, message, ctx)
-            case Tail():
-                on_tail(slot, sender, message, ctx)
-            case Install():
-                on_install(slot, sender, message, ctx)
-            case Chunk():
-                on_chunk(slot, sender, message, ctx)
-            case Fetch():
-                on_fetch(slot, sender, message, ctx)
-            case HandOver():
-                self.leadership.on_hand_over(slot, message)
-            case Drop() | Confirm() | Confirmed() | Retiring():
-                pass  # members do not change yet (R15); the others are dispatched before
-            case _:
-                assert_never(message)
+                    dispatch(slot, sender, message, self._ctx, self.leadership, self.moves)
 
     def _stateless(self, message: SlotMessage) -> Slot | None:
         """A slot object for a node that holds nothing of it yet and is being brought it (R13)."""
@@ -268,6 +198,7 @@ class SlotTable:
     def tick(self) -> None:
         """Timers: call it about ten times a second, and after peers came or went."""
         self.leadership.tick()
+        self.moves.tick()
         self._reads.tick(self._ctx)
         self._expiry.tick(self._ctx)
 
@@ -297,6 +228,7 @@ class SlotTable:
         held, primary.held = primary.held, []
         for call in held:
             self._enter(slot, call)
+        self.moves.led(slot)
 
     # -- the neighbourhood -------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def on_ask(slot: Slot, sender: NodeId, message: Ask, ctx: Context) -> None:
         led = led or ctx.now_ms - copy.taken_ms <= BRING_AGAIN_MS
     if led:
         ctx.unanswered[slot.number] = (sender, message)
-    elif slot.holds_state:
+    elif slot.holds_state and sender in slot.config.everyone:  # who has left cannot win
         if message.ballot <= slot.promised:
             ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         else:
@@ -102,7 +102,7 @@ def on_willing(slot: Slot, sender: NodeId, message: Willing, ctx: Context) -> No
             prepare(slot, ctx)
 
 
-def prepare(slot: Slot, ctx: Context) -> None:
+def prepare(slot: Slot, ctx: Context) -> Candidate:
     """Promise to itself durably, then ask the members to promise (R9)."""
     assert slot.holds_state
     step_down(slot, ctx)
@@ -116,6 +116,7 @@ def prepare(slot: Slot, ctx: Context) -> None:
         if node != ctx.me:
             candidate.asked.add(node)
             ctx.out.after_fsync[node].append(Prepare(slot.number, ballot))
+    return candidate
 
 
 def on_promise(slot: Slot, sender: NodeId, promise: Promise, ctx: Context) -> None:

@@ -29,6 +29,7 @@ from cluster.messages import (
 )
 from cluster.replica import send_gap, step_down
 from cluster.slot import Primary
+from cluster.slot_config import shared
 
 if TYPE_CHECKING:
     from cluster.messages import Change
@@ -40,9 +41,9 @@ BRING_AGAIN_MS = 1_000
 DIFFERENCE_BYTES_MAX = 4 * 1_048_576
 """A difference over this is brought as a whole copy: a message must fit into a frame."""
 
-CHUNK_BYTES = 1_048_576
-"""A page of a whole copy is full above this; one step of `page` may take it over by as much as
-`CHUNK_ROWS_MIN` values of the greatest size."""
+CHUNK_BYTES = 262_144
+"""A page of a whole copy is full above this: other traffic waits behind it for few milliseconds.
+One step of `page` may take it over by as much as `CHUNK_ROWS_MIN` values of the greatest size."""
 
 CHUNK_ROWS_MIN = 4
 
@@ -82,12 +83,15 @@ def send_first_chunk(slot: Slot, ballot: Ballot, peer: NodeId, ctx: Context) -> 
     head = Head(slot.position, slot.config, slot.runs, entries)
     chunk = Chunk(slot.number, ballot, head, slot.sequence, b"", changes, more)
     ctx.out.send[peer].append(chunk)
+    note_copied(slot, peer, changes, ctx)
 
 
 def on_fetch(slot: Slot, sender: NodeId, fetch: Fetch, ctx: Context) -> None:
     """The next page, from the primary, or from best while its promise stands (R9, R11)."""
     primary = slot.role
     if isinstance(primary, Primary) and primary.ballot == fetch.ballot:
+        if sender not in slot.config.everyone:  # no longer wanted
+            return
         stood = primary.bringing.get(sender, (None, 0))[0]
         primary.bringing[sender] = (stood, ctx.now_ms)
     elif not slot.holds_state or slot.promised != fetch.ballot or fetch.ballot.node != sender:
@@ -96,6 +100,17 @@ def on_fetch(slot: Slot, sender: NodeId, fetch: Fetch, ctx: Context) -> None:
     ctx.out.send[sender].append(
         Chunk(slot.number, fetch.ballot, None, slot.sequence, fetch.after, changes, more)
     )
+    note_copied(slot, sender, changes, ctx)
+
+
+def note_copied(slot: Slot, peer: NodeId, changes: list[Change], ctx: Context) -> None:
+    """What a learner is brought counts against the throttle, and is progress to show (R13)."""
+    primary = slot.role
+    if isinstance(primary, Primary) and peer in slot.config.learners:
+        size = sum(len(key) + len(record or b"") for key, record in changes)
+        ctx.throttle.spend(size)
+        size_before, records_before = primary.copied.get(peer, (0, 0))
+        primary.copied[peer] = (size_before + size, records_before + len(changes))
 
 
 def page(slot: Slot, after: bytes, ctx: Context) -> tuple[list[Change], bool]:
@@ -130,7 +145,7 @@ def install(
             store.log(slot.prefix, at, entry)
     slot.copy = None
     slot.sequence = sequence
-    slot.config = content.config
+    slot.config = shared(content.config)
     slot.runs = content.runs
     slot.promised, slot.established = promised, established
     slot.save(ctx)
@@ -140,6 +155,8 @@ def on_gap(slot: Slot, sender: NodeId, gap: Gap, ctx: Context) -> None:
     """A peer cannot follow: bring it here (R11)."""
     primary = slot.role
     if not isinstance(primary, Primary) or primary.ballot != gap.ballot:
+        return
+    if sender not in slot.config.everyone:  # it has left: a late word of this or that
         return
     if gap.position is not None and gap.position >= slot.position:
         return
@@ -189,6 +206,7 @@ def send_install(
         send_first_chunk(slot, primary.ballot, peer, ctx)
     else:
         ctx.out.send[peer].append(Install(slot.number, primary.ballot, base, content))
+        note_copied(slot, peer, content.changes, ctx)
 
 
 def on_install(slot: Slot, sender: NodeId, message: Install, ctx: Context) -> None:

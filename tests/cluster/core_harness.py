@@ -93,6 +93,8 @@ class Node:
         self.table.set_time(self.cluster.now_ms, self.cluster.unix_ms)
         for node in self.cluster.ids:
             self.table.peer_hoped(node)
+        if self.cluster.wanted:
+            self.table.set_owners(self.cluster.wanted)
 
     @property
     def slot(self) -> Slot:
@@ -175,6 +177,8 @@ class Cluster:
         self.now_ms, self.unix_ms = 0, 1_000_000
         self.wires: dict[tuple[NodeId, NodeId], list[SlotMessage]] = {}
         self.held: set[tuple[NodeId, NodeId]] = set()
+        self.wanted: Sequence[tuple[NodeId, ...]] = ()
+        """The owners by the newest topology, which every node knows; none at first."""
         self.answered: list[Asked] = []
         """Everything that was answered, in order."""
         self._numbers = 0
@@ -310,6 +314,13 @@ class Cluster:
                 self.nodes[other].table.peer_up(me)
                 self.nodes[me].table.peer_up(other)
 
+    def want(self, *owners: tuple[NodeId, ...]) -> None:
+        """A new topology: these should be each slot's members."""
+        self.wanted = owners
+        for node in self.nodes.values():
+            node.table.set_owners(owners)
+            node.end_tick()
+
     def isolate(self, me: NodeId) -> None:
         """Cut a node off; the others notice, it does not."""
         for other in self._others(me):
@@ -368,6 +379,13 @@ class Cluster:
 
     def slot(self, at: NodeId) -> Slot:
         return self.nodes[at].slot
+
+    def holds(self, at: NodeId, number: int = SLOT) -> bool:
+        slot = self.nodes[at].table.slots[number]
+        return slot is not None and slot.holds_state
+
+    def holders(self, number: int = SLOT) -> set[NodeId]:
+        return {me for me in self.ids if self.holds(me, number)}
 
     def position(self, at: NodeId) -> Position:
         return self.slot(at).position

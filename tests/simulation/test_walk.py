@@ -149,7 +149,7 @@ def accept_over_a_gap(patch: pytest.MonkeyPatch) -> None:
             slot.sequence = accept.sequence - 1
         replica.on_accept(slot, sender, accept, ctx)
 
-    patch.setattr("cluster.slot_table.on_accept", bad)
+    patch.setattr("cluster.dispatch.on_accept", bad)
 
 
 def answer_before_a_quorum(patch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def establish_any_position(patch: pytest.MonkeyPatch) -> None:
         here = msgspec.structs.replace(establish, base=slot.position, newest=0)
         replica.on_establish(slot, sender, here, ctx)
 
-    patch.setattr("cluster.slot_table.on_establish", bad)
+    patch.setattr("cluster.dispatch.on_establish", bad)
 
 
 def transfer_one_side(patch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
 if TYPE_CHECKING:
+    from cluster.ballot import Ballot
     from cluster.outputs import Changed, Told
 
 KEYS = (b"a", b"b", b"c")
@@ -68,11 +69,13 @@ class SimNode:
         self.table = SlotTable(self.me, 2, self.store, self.world.rng)
         self.table.set_time(self.world.now_ms, 0)
         self.unsynced: list[Any] = []
+        self.heard: dict[int, Ballot] = {}
         for node in self.world.ids:
             if node != self.me:
                 self.table.peer_hoped(node)
         if not self.found:
-            self.table.found([tuple(self.world.ids), tuple(self.world.ids)])
+            owners = self.world.first_owners()
+            self.table.found([owners, owners])
             self.engine.write(self.store.take())
             self.engine.sync()
             self.found = True
@@ -109,8 +112,17 @@ class SimNode:
             led = {number for number, _ in self.table.led()}
             for other in self.world.nodes:
                 if other is not self:
-                    other.table.peer_leads(self.me, out.leads_changed & led)
+                    other.hear_leads(self)
                     other.table.peer_leads_no_more(self.me, out.leads_changed - led)
+
+    def hear_leads(self, other: SimNode, *, complete: bool = False) -> None:
+        """What another node leads; words may come crosswise, the higher ballot is the newer one."""
+        led = []
+        for number, position in other.table.led():
+            if position.established >= self.heard.get(number, position.established):
+                self.heard[number] = position.established
+                led.append(number)
+        self.table.peer_leads(other.me, led, complete=complete)
 
     def sync(self) -> None:
         self.engine.sync()
@@ -133,7 +145,7 @@ class SimNode:
             if other is not self:
                 other.table.peer_up(self.me)
                 self.table.peer_up(other.me)
-                self.table.peer_leads(other.me, [n for n, _ in other.table.led()], complete=True)
+                self.hear_leads(other, complete=True)
 
 
 @dataclass
@@ -163,7 +175,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.ids = list(range(1, 1 + self.rng.choice([3, 3, 5])))
+        self.ids = self.choose_ids()
         self.cut: set[tuple[int, int]] = set()
         self.clock = 0
         self.drop = self.rng.choice([0, 0.02, 0.1])
@@ -172,11 +184,20 @@ class World:
         self.cut_rate = self.rng.choice([0, 0.01, 0.02])
         self.trace = hashlib.blake2b(digest_size=8)
         self.nodes: list[SimNode] = []
-        self.nodes = [SimNode(self, me) for me in self.ids]
+        self.nodes = [self.make_node(me) for me in self.ids]
         self.calls: dict[int, Op | None] = dict.fromkeys(range(3))
         self.seen = dict.fromkeys(range(3), b"\0" * 20)
         self.numbers = 0
         self.chaos = True
+
+    def choose_ids(self) -> list[int]:
+        return list(range(1, 1 + self.rng.choice([3, 3, 5])))
+
+    def first_owners(self) -> tuple[int, ...]:
+        return tuple(self.ids)
+
+    def make_node(self, me: int) -> SimNode:
+        return SimNode(self, me)
 
     def send(self, sender: int, to: int, message: Any) -> None:
         if (sender, to) in self.cut or self.rng.random() < self.drop:
@@ -293,9 +314,7 @@ class World:
         for a, b in sorted(cut):
             if a != b:
                 self.node(a).table.peer_up(b)
-                self.node(a).table.peer_leads(
-                    b, [n for n, _ in self.node(b).table.led()], complete=True
-                )
+                self.node(a).hear_leads(self.node(b), complete=True)
 
     def ordinary_step(self, kind: str) -> None:
         rng = self.rng
@@ -333,7 +352,7 @@ class World:
                 if a is not b:
                     a.table.peer_up(b.me)
                     a.table.peer_leads_no_more(b.me, range(2))
-                    a.table.peer_leads(b.me, [n for n, _ in b.table.led()], complete=True)
+                    a.hear_leads(b, complete=True)
         for _ in range(400):
             for node in self.nodes:
                 self.now_ms += 20
@@ -349,7 +368,12 @@ class World:
                 self.client_step(client, fresh=False)
             if self.is_well():
                 return
-        raise Violation(f"does not heal: {[str(n.table.slots[SLOT].position) for n in self.nodes]}")  # type: ignore[union-attr]
+        raise Violation(f"does not heal: {[self.describe(n) for n in self.nodes]}")
+
+    @staticmethod
+    def describe(node: SimNode) -> str:
+        slot = node.table.slots[SLOT]
+        return f"{node.me}: nothing" if slot is None else f"{node.me}: {slot.role} {slot.row()}"
 
     def is_well(self) -> bool:
         slots = [n.table.slots[SLOT] for n in self.nodes]
@@ -360,6 +384,10 @@ class World:
         committed = isinstance(first.role, Primary) and first.role.committed == first.sequence
         idle = all(op is None for op in self.calls.values())
         return len(positions) == 1 and led_right and committed and idle and not self.net
+
+    def leader(self) -> int:
+        """Who leads when all is well."""
+        return self.ids[0]
 
     def content(self, node: SimNode) -> Any:
         slot = node.table.slots[SLOT]
@@ -372,23 +400,23 @@ class World:
         for node in self.nodes:
             node.table.check()
             slot = node.table.slots[SLOT]
-            assert slot is not None
+            if slot is None or not slot.holds_state:
+                continue
             mine = self.content(node)
             other = by.setdefault(slot.position, (node.me, mine))
             if other[1] != mine:
                 raise Violation(f"nodes {other[0]} and {node.me} differ at {slot.position}")
-        primaries = [
-            n.table.slots[SLOT].role.ballot  # type: ignore[union-attr]
-            for n in self.nodes
-            if isinstance(n.table.slots[SLOT].role, Primary)  # type: ignore[union-attr]
-        ]
+        slots = [node.table.slots[SLOT] for node in self.nodes]
+        roles = [slot.role for slot in slots if slot is not None]
+        primaries = [role.ballot for role in roles if isinstance(role, Primary)]
         if len(set(primaries)) != len(primaries):
             raise Violation("two primaries of one ballot")
 
     def judge(self) -> None:
-        slot = self.nodes[0].table.slots[SLOT]
+        node = self.node(self.leader())
+        slot = node.table.slots[SLOT]
         assert slot is not None
-        final = dict(self.nodes[0].store.scan(slot.prefix, b"", 100))
+        final = dict(node.store.scan(slot.prefix, b"", 100))
         self.clock += 1
         for key in KEYS:
             record = final.get(key)

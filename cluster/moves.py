@@ -1,0 +1,357 @@
+"""Which slots move when: rules 13 to 15 for all slots of a node, within bounds.
+
+Each slot finds its own way (`cluster.reconfigure`); here it is decided how many set out at once,
+which of them first, and how fast their content leaves. Three bounds keep moves from hurting what
+the cluster is there for:
+
+* as primary, a node has at most `Moves.in_flight_max` slots on the way; slots of which a member
+  cannot be reached set out first;
+* what it sends to learners goes through a token bucket (`cluster.throttle`): what finds it empty
+  waits here, one message a slot and learner, and is looked at only when a timer runs, after
+  everything else that had arrived;
+* as learner, it takes part in at most `COPIES_IN_FLIGHT_MAX` whole copies; others come again.
+
+A move does not set out before everyone it needs can be reached, and one whose learner got lost
+counts for no place. A pause lets nothing set out and nothing be sent; what only needs its last
+steps takes them, because a joint config is the worst place to stop at.
+
+As everywhere, what was lost on the way is found by the one walk a second (`_sweep`); all else here
+makes it faster.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cluster.ballot import NodeId
+from cluster.catching_up import tell
+from cluster.limits import (
+    COPIES_IN_FLIGHT_MAX,
+    COPIES_PER_SECOND_BYTES_DEFAULT,
+    MOVES_IN_FLIGHT_DEFAULT,
+)
+from cluster.messages import Fetch, Gap, Surplus
+from cluster.reconfigure import change, is_ready, is_settled, next_config
+from cluster.slot import Primary
+from cluster.throttle import Throttle
+from cluster.transfer import BRING_AGAIN_MS, on_fetch, on_gap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cluster.leadership import Leadership
+    from cluster.slot import Context, Slot
+    from cluster.slot_config import SlotConfig
+
+SWEEP_INTERVAL_MS = 1_000
+
+REMIND_INTERVAL_MS = 250
+
+COPY_TIMEOUT_MS = 10_000
+"""A copy whose source is silent for so long is given up; who lives speaks every second."""
+
+ADMITTED_MS = 2_000
+"""A place for a copy is kept for so long until its first page comes."""
+
+SURPLUS_ASKED_MAX = 1_024
+"""Slots that a node asks about in one second; the rest have their turn in the next ones."""
+
+
+class Stage(IntEnum):
+    """How far a move is."""
+
+    WAITING = 1
+    """For its turn, or for a node that cannot be reached."""
+    COPYING = 2
+    """Learners are being brought the slot (R13)."""
+    JOINT = 3
+    """Old and new members decide together (R14)."""
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One slot's way to its owners, as its primary sees it."""
+
+    slot: int
+    stage: Stage
+    members: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    wanted: tuple[NodeId, ...]
+    urgent: bool
+    """A member cannot be reached, or there are fewer than there should be."""
+    copied_bytes: int
+    copied_records: int
+
+
+class Moves:
+    """Moves one node's slots to their owners."""
+
+    def __init__(self, slots: Sequence[Slot | None], ctx: Context, leadership: Leadership) -> None:
+        self._slots = slots
+        self._ctx = ctx
+        self._leadership = leadership
+        self._wanted: Sequence[tuple[NodeId, ...]] = ()
+        self._queue: deque[int] = deque()
+        """Slots that this node leads and that have yet to set out, urgent ones first."""
+        self._active: set[int] = set()
+        """Slots that this node leads and whose config is on its way."""
+        self._stalled: set[int] = set()
+        """Those of them that wait for a learner which cannot be reached."""
+        self._deferred: dict[tuple[int, NodeId], Gap | Fetch] = {}
+        """What learners asked for when the throttle had no room."""
+        self._incoming: dict[int, int] = {}
+        """Slots without state that a copy was admitted for -> when."""
+        self._swept_at_ms = self._reminded_at_ms = 0
+        self._surplus_at = 0
+        self.in_flight_max = MOVES_IN_FLIGHT_DEFAULT
+        self.paused = False
+        self.done_total = 0
+        """Slots that arrived at their owners while this node led them."""
+        ctx.throttle = Throttle(COPIES_PER_SECOND_BYTES_DEFAULT)
+
+    # -- what is asked and told from outside -----------------------------------------------------
+
+    @property
+    def throttle(self) -> Throttle:
+        """The bytes that leave to learners; `Throttle.set_rate` works at once."""
+        return self._ctx.throttle
+
+    def set_owners(self, owners: Sequence[tuple[NodeId, ...]]) -> None:
+        """See `cluster.slot_table.SlotTable.set_owners`."""
+        assert len(owners) == len(self._slots)
+        assert all(owners), "a slot has owners"
+        self._wanted = owners
+        self._sweep()
+
+    def view(self) -> list[Move]:
+        """Every slot that this node leads and that is not at its owners; one walk over all."""
+        pairs = zip(self._slots, self._wanted, strict=False)
+        return [
+            self._view(slot)
+            for slot, wanted in pairs
+            if slot is not None
+            and self._leads(slot)
+            and next_config(slot.config, wanted) is not None
+        ]
+
+    def _view(self, slot: Slot) -> Move:
+        primary, config = slot.role, slot.config
+        assert isinstance(primary, Primary)
+        stage = Stage.COPYING if config.learners else Stage.WAITING
+        copied = primary.copied.values()
+        return Move(
+            slot.number,
+            Stage.JOINT if len(config.sets) > 1 else stage,
+            config.members,
+            config.learners,
+            self._wanted[slot.number],
+            self._is_urgent(slot),
+            sum(size for size, _ in copied),
+            sum(records for _, records in copied),
+        )
+
+    # -- as primary ------------------------------------------------------------------------------
+
+    @staticmethod
+    def _leads(slot: Slot) -> bool:
+        return isinstance(slot.role, Primary) and slot.role.serving
+
+    def _is_urgent(self, slot: Slot) -> bool:
+        members = slot.config.members
+        return len(members) < len(self._wanted[slot.number]) or not self._ctx.reachable.issuperset(
+            members
+        )
+
+    def led(self, slot: Slot) -> None:
+        """This node begins to serve a slot: it goes on from what the config says."""
+        if not self._wanted:
+            return
+        if _is_plain(slot.config):
+            if next_config(slot.config, self._wanted[slot.number]) is not None:
+                self._queue.append(slot.number)
+        else:
+            self._active.add(slot.number)
+            self.advance(slot)
+
+    def acknowledged(self, slot: Slot) -> None:
+        """Somebody is durable at more: maybe the slot can take its next step."""
+        if slot.number in self._active:
+            self.advance(slot)
+
+    def advance(self, slot: Slot) -> None:
+        """Take the next step towards the owners if its time has come (R13, R14)."""
+        primary = slot.role
+        if not isinstance(primary, Primary) or not primary.serving:
+            self._rest(slot.number)
+            return
+        if not is_settled(primary) or primary.handing_to is not None or not self._wanted:
+            return
+        step = next_config(slot.config, self._wanted[slot.number])
+        if step is None:
+            self._rest(slot.number)
+            self.done_total += 1
+            primary.copied.clear()
+            self._leadership.consider_return(slot)  # R14: the primary may have moved itself away
+            self._set_out()
+        elif is_ready(slot, primary, step, self._ctx) and not (self.paused and step.learners):
+            self._active.add(slot.number)
+            change(slot, primary, step, self._ctx)
+            for node in step.learners:
+                tell(slot, primary, node, self._ctx)
+
+    def _rest(self, number: int) -> None:
+        self._active.discard(number)
+        self._stalled.discard(number)
+
+    def _set_out(self) -> None:
+        """Begin as many moves as there is room for."""
+        while (
+            self._queue
+            and not self.paused
+            and len(self._active) - len(self._stalled) < self.in_flight_max
+        ):
+            slot = self._slots[self._queue.popleft()]
+            if slot is not None and self._leads(slot) and self._can_arrive(slot):
+                self.advance(slot)
+
+    def _can_arrive(self, slot: Slot) -> bool:
+        """Whether all that are still missing can be reached."""
+        wanted = self._wanted[slot.number]
+        reachable, members = self._ctx.reachable, slot.config.members
+        return all(node in reachable for node in wanted if node not in members)
+
+    def on_wish(self, slot: Slot, sender: NodeId, message: Gap | Fetch) -> None:
+        """Bring a peer what it lacks; a learner is brought it when the throttle has room (R13)."""
+        if sender in slot.config.learners:
+            waiting = self._deferred.get((slot.number, sender))
+            if waiting is not None or not self._has_room():
+                if not isinstance(waiting, Fetch):  # a Gap must not begin anew what goes on
+                    self._deferred[slot.number, sender] = message
+                return
+        if isinstance(message, Gap):
+            on_gap(slot, sender, message, self._ctx)
+        else:
+            on_fetch(slot, sender, message, self._ctx)
+
+    def _has_room(self) -> bool:
+        return not self.paused and self.throttle.has_room(self._ctx.now_ms)
+
+    def _send_deferred(self) -> None:
+        while self._deferred and self._has_room():
+            number, peer = key = next(iter(self._deferred))
+            message = self._deferred.pop(key)
+            slot = self._slots[number]
+            assert slot is not None
+            self.on_wish(slot, peer, message)
+
+    # -- as learner, and as one that has left ------------------------------------------------------
+
+    def admits(self, slot: Slot) -> bool:
+        """Whether a replica without state may be brought this slot now (R13)."""
+        if slot.holds_state or slot.number in self._incoming:
+            return True
+        if len(self._incoming) >= COPIES_IN_FLIGHT_MAX:
+            return False
+        self._incoming[slot.number] = self._ctx.now_ms
+        return True
+
+    def _look_after_copies(self) -> None:
+        """Free the places of copies that are complete, and of those that nobody goes on with."""
+        ctx = self._ctx
+        for number, since_ms in list(self._incoming.items()):
+            slot = self._slots[number]
+            assert slot is not None
+            copy = slot.copy
+            until_ms = since_ms + ADMITTED_MS if copy is None else copy.heard_ms + COPY_TIMEOUT_MS
+            if slot.holds_state:
+                del self._incoming[number]
+            elif ctx.now_ms > until_ms:
+                del self._incoming[number]
+                slot.copy = None
+                ctx.store.drop(ctx.store.prefix(number, slot.generation + 1))
+
+    def _ask_about_surplus(self, held: list[int]) -> None:
+        """Ask the leaders of slots that this node should not hold whether it has left them (R15).
+
+        Those whose config here says so come first, the others take turns.
+        """
+        ctx = self._ctx
+        at = self._surplus_at
+        held.sort(key=lambda number: (self._names_me(number), number <= at, number))
+        asked = held[:SURPLUS_ASKED_MAX]
+        for number in asked:
+            ctx.out.send[ctx.leader_of[number]].append(Surplus(number))
+        self._surplus_at = asked[-1] if asked else 0
+
+    def _names_me(self, number: int) -> bool:
+        slot = self._slots[number]
+        return slot is not None and self._ctx.me in slot.config.everyone
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Send what the throttle let wait; once a second, look at everything."""
+        if not self._wanted:
+            return
+        self._send_deferred()
+        if self._incoming:
+            self._look_after_copies()
+        if self._ctx.now_ms - self._swept_at_ms >= SWEEP_INTERVAL_MS:
+            self._sweep()
+        remind = self._ctx.now_ms - self._reminded_at_ms >= REMIND_INTERVAL_MS
+        if remind:
+            self._reminded_at_ms = self._ctx.now_ms
+        for number in list(self._active):
+            slot = self._slots[number]
+            assert slot is not None
+            self.advance(slot)
+            if remind and isinstance(slot.role, Primary):
+                self._remind_learners(slot, slot.role)
+        self._set_out()
+
+    def _remind_learners(self, slot: Slot, primary: Primary) -> None:
+        """Those that are not being brought the slot: they had no room, or a message was lost."""
+        ctx = self._ctx
+        for node in slot.config.learners:
+            brought_ms = primary.bringing.get(node, (None, -BRING_AGAIN_MS))[1]
+            if (
+                ctx.now_ms - brought_ms >= BRING_AGAIN_MS
+                and node in ctx.reachable
+                and (slot.number, node) not in self._deferred
+            ):
+                tell(slot, primary, node, ctx)
+
+    def _sweep(self) -> None:
+        ctx, me = self._ctx, self._ctx.me
+        self._swept_at_ms = ctx.now_ms
+        urgent: deque[int] = deque()
+        others: list[int] = []
+        surplus: list[int] = []
+        self._active.clear()
+        self._stalled.clear()
+        for slot, wanted in zip(self._slots, self._wanted, strict=True):
+            if slot is None or not slot.holds_state:
+                continue
+            role = slot.role
+            if role is None:
+                if me not in wanted and ctx.leader_of.get(slot.number) in ctx.reachable:
+                    surplus.append(slot.number)
+            elif isinstance(role, Primary) and role.serving:
+                if not _is_plain(slot.config) or not is_settled(role):
+                    self._active.add(slot.number)
+                    if not ctx.reachable.issuperset(slot.config.learners):
+                        self._stalled.add(slot.number)
+                elif slot.config.sets[0] != wanted:
+                    (urgent if self._is_urgent(slot) else others).append(slot.number)
+        urgent.extend(others)
+        self._queue = urgent
+        self._ask_about_surplus(surplus)
+        self._set_out()
+
+
+def _is_plain(config: SlotConfig) -> bool:
+    """Whether no change of members is under way, by this config."""
+    return len(config.sets) == 1 and not config.learners

@@ -1,0 +1,303 @@
+"""Which slots move when: bounds, order, pause, throttle, and what is shown of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import moves, transfer
+from cluster.messages import Accept, Chunk, Establish, Fetch, Gap, Surplus
+from cluster.moves import Move, Moves, Stage
+from cluster.throttle import Throttle
+from tests.cluster.core_harness import MEMBERS, Cluster
+
+IDS = (1, 2, 3, 4, 5)
+SLOTS = 6
+
+
+def many(wanted: tuple[int, ...] = (1, 2, 4)) -> tuple[Cluster, Moves]:
+    """Six slots that node 1 leads, all wanted elsewhere; nothing reaches the new owner."""
+    c = Cluster(owners=(MEMBERS,) * SLOTS, ids=IDS)
+    table = c.nodes[1].table.moves
+    table.in_flight_max = 2
+    c.hold(1, 4)
+    c.want(*(wanted,) * SLOTS)
+    c.settle()
+    return c, table
+
+
+def learning(c: Cluster) -> list[int]:
+    """Slots that have set out, by their primary's word."""
+    slots = c.nodes[1].table.slots
+    return [slot.number for slot in slots if slot is not None and slot.config.learners]
+
+
+def let_all_arrive(c: Cluster) -> None:
+    c.release(1, 4)
+    for _ in range(5):
+        c.calm_down()
+
+
+def test_no_more_slots_than_allowed_are_on_their_way() -> None:
+    c, table = many()
+    assert learning(c) == [0, 1]
+    c.calm_down()
+    assert learning(c) == [0, 1]
+    table.in_flight_max = 3
+    c.pass_time(100)
+    assert learning(c) == [0, 1, 2]
+    let_all_arrive(c)
+    assert all(c.holders(number) == {1, 2, 4} for number in range(SLOTS))
+    assert table.done_total == SLOTS
+    assert table.view() == []
+
+
+def test_each_arrival_makes_room_at_once() -> None:
+    c, _ = many()
+    c.release(1, 4)
+    c.pass_time(1_000)
+    c.settle()
+    assert all(c.nodes[1].table.slots[n].config.sets == ((1, 2, 4),) for n in range(SLOTS))  # type: ignore[union-attr]
+
+
+def test_slots_that_lack_a_member_set_out_first() -> None:
+    c = Cluster(owners=((1, 2, 3), (1, 2, 3), (1, 5, 3)), ids=IDS)
+    c.isolate(5)
+    c.hold(1, 4)
+    c.nodes[1].table.moves.in_flight_max = 1
+    c.want((1, 2, 4), (1, 2, 4), (1, 4, 3))
+    assert learning(c) == [2]
+    assert [m.urgent for m in c.nodes[1].table.moves.view()] == [False, False, True]
+
+
+def test_a_slot_waits_for_an_owner_that_cannot_be_reached() -> None:
+    c = Cluster(owners=(MEMBERS,) * 2, ids=IDS)
+    c.isolate(4)
+    c.nodes[1].table.moves.in_flight_max = 1
+    c.want((1, 2, 4), (1, 2, 5))
+    c.calm_down()
+    assert c.holders(1) == {1, 2, 5}, "the other one takes the place"
+    assert c.holders(0) == {1, 2, 3}
+    assert c.slot(1).config.learners == ()
+    c.reconnect(4)
+    c.calm_down()
+    assert c.holders(0) == {1, 2, 4}
+
+
+def test_who_got_lost_midway_keeps_no_place() -> None:
+    c = Cluster(owners=(MEMBERS,) * 2, ids=IDS)
+    c.nodes[1].table.moves.in_flight_max = 1
+    c.hold(1, 4)
+    c.want((1, 2, 4), (1, 2, 5))
+    c.settle()
+    assert learning(c) == [0]
+    c.isolate(4)
+    c.calm_down()
+    assert c.holders(1) == {1, 2, 5}
+    assert learning(c) == [0]
+
+
+def test_a_pause_lets_nothing_set_out_and_nothing_be_copied() -> None:
+    c, table = many()
+    table.paused = True
+    table.in_flight_max = 32
+    c.release(1, 4)
+    c.calm_down()
+    assert learning(c) == [0, 1]
+    assert not c.holds(4, 0)
+    table.paused = False
+    let_all_arrive(c)
+    assert all(c.holders(number) == {1, 2, 4} for number in range(SLOTS))
+
+
+def test_a_pause_does_not_stop_at_a_joint_config() -> None:
+    c = Cluster(ids=IDS)
+    c.hold(1, 2)
+    c.hold(1, 3)
+    c.want((1,))
+    c.pass_time(1_000)
+    assert len(c.slot(1).config.sets) == 2
+    c.nodes[1].table.moves.paused = True
+    c.release(1, 2)
+    c.calm_down()
+    assert c.slot(1).config.sets == ((1,),)
+
+
+# -- the throttle ------------------------------------------------------------------------------
+
+
+def test_a_copy_takes_the_time_that_its_bytes_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1_000)
+    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
+    c = Cluster(ids=IDS)
+    for number in range(20):
+        c.put(1, b"%02d" % number, b"v" * 1_000)
+    c.settle()
+    table = c.nodes[1].table.moves
+    table.throttle.set_rate(2_000)
+    c.want((1, 2, 4))
+    began = c.now_ms
+    while not c.holds(4):
+        c.pass_time(100)
+        c.settle()
+        assert c.now_ms - began < 30_000
+    size = table.throttle.spent_total
+    assert size > 20 * 1_000
+    assert (c.now_ms - began) / 1_000 == pytest.approx(size / 2_000, rel=0.1)
+    assert c.value(4, b"19") == b"v" * 1_000
+
+
+def test_a_rate_is_changed_while_a_copy_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1_000)
+    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
+    c = Cluster(ids=IDS)
+    for number in range(20):
+        c.put(1, b"%02d" % number, b"v" * 1_000)
+    c.settle()
+    c.nodes[1].table.moves.throttle.set_rate(10)
+    c.want((1, 2, 4))
+    c.calm_down()
+    assert not c.holds(4)
+    (move,) = c.nodes[1].table.moves.view()
+    assert 1 <= move.copied_records < 20
+    c.nodes[1].table.moves.throttle.set_rate(None)
+    c.calm_down()
+    assert c.holds(4)
+
+
+def test_a_slow_copy_is_not_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reminders come every second; a copy that waits longer for the throttle goes on."""
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
+    c = Cluster(ids=IDS)
+    for number in range(8):
+        c.put(1, b"%02d" % number, b"v" * 1_000)
+    c.settle()
+    c.nodes[1].table.moves.throttle.set_rate(400)
+    c.want((1, 2, 4))
+    for _ in range(300):
+        c.pass_time(100)
+        c.settle()
+    assert c.holds(4)
+    assert c.nodes[1].table.moves.throttle.spent_total < 2 * 8 * 1_100
+
+
+def test_members_that_fell_behind_are_not_throttled() -> None:
+    c = Cluster(ids=IDS)
+    c.want(MEMBERS)
+    c.isolate(3)
+    for number in range(400):
+        c.put(1, b"%d" % number, 1)
+    c.settle()
+    c.nodes[1].table.moves.throttle.set_rate(1)
+    c.reconnect(3)
+    c.calm_down()
+    assert c.content(3) == c.content(1)
+
+
+def test_a_throttle_owes_what_it_let_pass() -> None:
+    throttle = Throttle(1_000)
+    assert throttle.has_room(0)
+    throttle.spend(5_000)
+    assert not throttle.has_room(4_800)
+    assert throttle.has_room(4_901)
+    throttle.set_rate(None)
+    throttle.spend(10**9)
+    assert throttle.has_room(4_902)
+    assert throttle.spent_total == 5_000 + 10**9
+
+
+# -- the one that is brought slots ---------------------------------------------------------------
+
+
+def test_a_node_lets_itself_be_brought_a_few_slots_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(moves, "COPIES_IN_FLIGHT_MAX", 2)
+    c, table = many()
+    table.in_flight_max = 32
+    c.pass_time(100, nodes=(1,))
+    c.wire(1, 4).clear()
+    c.pass_time(2_000, nodes=(1,))
+    c.deliver(1, 4, Accept, Establish)
+    assert len({gap.slot for gap in c.sent(4, 1, Gap)}) == 2
+    let_all_arrive(c)
+    assert all(c.holders(number) == {1, 2, 4} for number in range(SLOTS))
+
+
+def test_a_copy_that_nobody_goes_on_with_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
+    c = Cluster(ids=IDS)
+    for number in range(8):
+        c.put(1, b"%02d" % number, 1)
+    c.settle()
+    c.want((1, 2, 4))
+    c.deliver(1, 4)
+    c.deliver(4, 1, Gap)
+    c.deliver(1, 4, Chunk)
+    assert c.sent(4, 1, Fetch)
+    copy = c.slot(4).copy
+    assert copy is not None
+    assert c.nodes[4].store.scan(copy.content.prefix, b"", 9)
+    c.isolate(4)
+    for _ in range(3):
+        c.calm_down()
+    assert c.slot(4).copy is None
+    assert not c.nodes[4].store.scan(copy.content.prefix, b"", 9)
+
+
+def test_a_half_copy_does_not_outlive_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
+    c = Cluster(ids=IDS)
+    for number in range(8):
+        c.put(1, b"%02d" % number, 1)
+    c.settle()
+    c.want((1, 2, 4))
+    c.deliver(1, 4)
+    c.deliver(4, 1, Gap)
+    c.deliver(1, 4, Chunk)
+    copy = c.slot(4).copy
+    assert copy is not None
+    c.sync(4)
+    c.isolate(4)
+    c.crash(4)
+    c.nodes[4].end_tick()
+    assert not c.nodes[4].store.scan(copy.content.prefix, b"", 9)
+
+
+def test_who_has_much_to_ask_about_asks_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "SURPLUS_ASKED_MAX", 2)
+    c = Cluster(owners=(MEMBERS,) * SLOTS, ids=IDS)
+    c.hold(3, 1)
+    c.wanted = ((1, 2, 4),) * SLOTS
+    c.nodes[3].table.set_owners(c.wanted)
+    c.nodes[3].end_tick()
+    c.pass_time(1_000, nodes=(3,))
+    c.pass_time(1_000, nodes=(3,))
+    assert sorted(m.slot for m in c.sent(3, 1, Surplus)) == list(range(SLOTS))
+
+
+# -- what is shown -------------------------------------------------------------------------------
+
+
+def test_the_view_tells_how_far_each_slot_is() -> None:
+    c, table = many()
+    stages = [move.stage for move in table.view()]
+    assert stages == [Stage.COPYING] * 2 + [Stage.WAITING] * 4
+    assert table.view()[0] == Move(0, Stage.COPYING, MEMBERS, (4,), (1, 2, 4), False, 0, 0)
+    assert table.view()[5] == Move(5, Stage.WAITING, MEMBERS, (), (1, 2, 4), False, 0, 0)
+    assert c.nodes[2].table.moves.view() == [], "the primary's view is the one"
+
+
+def test_the_view_counts_what_was_copied() -> None:
+    c = Cluster(ids=IDS)
+    for number in range(7):
+        c.put(1, b"%d" % number, number)
+    c.settle()
+    c.want((1, 2, 4))
+    c.deliver(1, 4)
+    c.deliver(4, 1, Gap)
+    (move,) = c.nodes[1].table.moves.view()
+    assert move.copied_records == 7
+    assert move.copied_bytes == c.nodes[1].table.moves.throttle.spent_total > 7 * 26
