@@ -30,9 +30,10 @@ import click
 import psutil
 
 from cluster.slots import slot_of
-from kvstore.cli.local_cluster import LocalCluster
+from kvstore.cli.local_cluster import LocalCluster, LocalNode
 from scripts.bench import NODES, READY_TIMEOUT_S, STOP_SIGNALS, free_ports, leave
 from scripts.bench_figures import MIB, percentile
+from scripts.overload_load import KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,8 +192,7 @@ def measure(cluster: LocalCluster, seconds: float, times: float) -> dict[str, An
     share = overload.per_second / peak
     click.echo(f"overload      {describe(overload)}")
     click.echo(f"completed     {share:.0%} of the peak")
-    victim = cluster.nodes[0]
-    led = slots_led(cluster, 0)
+    victim, led = who_leads_most(cluster)
     processes = load(cluster.url, 2 * seconds + WARM_UP_S, rate=rate)
     time.sleep(seconds / 2 + WARM_UP_S)
     watcher.expected_down.add(victim.name)
@@ -220,19 +220,21 @@ def measure(cluster: LocalCluster, seconds: float, times: float) -> dict[str, An
     }
 
 
-def slots_led(cluster: LocalCluster, at: int) -> set[int]:
-    """The slots of the load's keys that this node leads."""
-    import kvstore
-
-    with kvstore.connect(cluster.url) as client:
-        client.get("overload:000000")
-        primaries = client._core.table.primaries
-    address = cluster.nodes[at].address
-    return {
-        slot
-        for number in range(20_000)
-        if primaries[slot := slot_of(b"overload:%06d" % number)] == address
-    }
+def who_leads_most(cluster: LocalCluster) -> tuple[LocalNode, set[int]]:
+    """The node that leads most slots of the load's keys, with those slots."""
+    wanted = {slot_of(key) for key in KEYS}
+    led: dict[str, set[int]] = {node.name: set() for node in cluster.nodes}
+    begin: int | None = 0
+    while begin is not None:
+        page = cluster.nodes[0].fetch(f"/v1/cluster/slots?from={begin}&limit=1000")
+        if page is None:
+            raise click.ClickException("node n1 does not answer")
+        for row in page["slots"]:
+            if row["primary"] in led and row["slot"] in wanted:
+                led[row["primary"]].add(row["slot"])
+        begin = page["next"]
+    victim = max(cluster.nodes, key=lambda node: len(led[node.name]))
+    return victim, led[victim.name]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ VALUE: Final = random.Random(1).randbytes(100)
 """Random, so that nothing along the way compresses it."""
 LOAD_KEYS: Final = 1_000
 TASKS: Final = 64
+INCR_TASKS: Final = 100
+COUNTER: Final = "counter"
 WRK_CONNECTIONS: Final = 32
 WRK_MISSING: Final = "http: not measured, there is no wrk here (the Debian package is called wrk)"
 
@@ -149,8 +151,22 @@ def tasks_get(target: Target, seconds: float) -> Timing:
     return asyncio.run(_repeat_in_tasks(call, target.url, seconds))
 
 
+def incr(target: Target, seconds: float) -> Timing:
+    """One key, again and again."""
+    return _repeat(lambda: target.client.incr(COUNTER), seconds)
+
+
+def tasks_incr(target: Target, seconds: float) -> Timing:
+    """One key by many tasks: each increment is judged on top of those that are in flight."""
+
+    async def call(client: AsyncClient) -> None:
+        await client.incr(COUNTER)
+
+    return asyncio.run(_repeat_in_tasks(call, target.url, seconds, INCR_TASKS))
+
+
 async def _repeat_in_tasks(
-    call: Callable[[AsyncClient], Awaitable[None]], url: str, seconds: float
+    call: Callable[[AsyncClient], Awaitable[None]], url: str, seconds: float, tasks: int = TASKS
 ) -> Timing:
     latencies_s: list[float] = []
     clock = time.perf_counter
@@ -165,9 +181,9 @@ async def _repeat_in_tasks(
                 now = clock()
                 latencies_s.append(now - before)
 
-        await asyncio.gather(*(call(client) for _ in range(TASKS)))  # connects, untimed
+        await asyncio.gather(*(call(client) for _ in range(tasks)))  # connects, untimed
         begun = clock()
-        await asyncio.gather(*(work(begun + seconds) for _ in range(TASKS)))
+        await asyncio.gather(*(work(begun + seconds) for _ in range(tasks)))
         return timing_of(latencies_s, clock() - begun)
 
 
@@ -209,6 +225,8 @@ PHASES: Final[dict[str, Callable[[Target, float], Timing]]] = {
     "get_many-1000": partial(get_many, 1_000),
     f"put-{TASKS}-tasks": tasks_put,
     f"get-{TASKS}-tasks": tasks_get,
+    "incr-one-key": incr,
+    f"incr-one-key-{INCR_TASKS}-tasks": tasks_incr,
     "http-put": partial(http, "PUT"),
     "http-get": partial(http, "GET"),
 }

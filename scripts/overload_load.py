@@ -34,7 +34,7 @@ from kvstore.wire.frames import encode_frame
 from kvstore.wire.protocol import Request, Response, RouteQuery, Routes
 
 TIMEOUT_MS: Final = 1_000
-KEYS: Final = 20_000
+KEYS: Final = [b"overload:%06d" % number for number in range(20_000)]
 VALUE: Final = msgspec.Raw(msgspec.msgpack.encode(random.Random(1).randbytes(100)))
 CONNECTIONS: Final = 8
 """To each node."""
@@ -129,10 +129,7 @@ class Load:
         self._client = secrets.randbits(63)
         self._numbers = count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ops: list[tuple[Operation, int]] = [
-            (Put(key, VALUE), slot_of(key))
-            for key in (b"overload:%06d" % number for number in range(KEYS))
-        ]
+        self._ops: list[tuple[Operation, int]] = [(Put(key, VALUE), slot_of(key)) for key in KEYS]
 
     async def connect(self) -> None:
         """To every node, with the routing table of one."""
