@@ -57,6 +57,8 @@ FRAME_TIMEOUT_S: Final = 30.0
 """A frame that has begun must be whole within this: slow senders do not hold memory for ever."""
 SWEEP_INTERVAL_S: Final = 1.0
 CONNECTIONS_MAX: Final = 10_000
+TURN_FRAMES_MAX: Final = 128
+"""Frames of one connection in one turn of the loop: a millisecond where all are refused."""
 
 
 _NO_ROOM = Failed(Code.OVERLOADED, "the answer is full; ask again for the rest", 1)
@@ -198,7 +200,12 @@ class Server:
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
     def _on_frames(self, connection: Connection, frames: list[Frame]) -> None:
-        for frame in frames:
+        """What one read brought, a part in each turn of the loop: a flood waits for gossip too."""
+        rest = frames[TURN_FRAMES_MAX:]
+        if rest:
+            connection.hold()
+            self._loop.call_soon(self._go_on, connection, rest)
+        for frame in frames[:TURN_FRAMES_MAX]:
             if connection.handshake_done:
                 self._on_frame(connection, frame)
             elif isinstance(frame, Hello):
@@ -207,6 +214,11 @@ class Server:
                 connection.refuse("frame", f"{type(frame).__name__} before the handshake")
             if not connection.is_open:
                 return
+
+    def _go_on(self, connection: Connection, frames: list[Frame]) -> None:
+        if connection.is_open:
+            self._on_frames(connection, frames)
+            connection.unhold()
 
     def _on_hello(self, connection: Connection, hello: Hello) -> None:
         mine = self._host.welcome()

@@ -79,6 +79,10 @@ class Wire:
     async def send(self, *frames: Frame) -> None:
         await self.send_bytes(b"".join(map(encode_frame, frames)))
 
+    def write(self, *frames: Frame) -> None:
+        """Send without waiting for anything."""
+        self._writer.write(b"".join(map(encode_frame, frames)))
+
     async def receive(self) -> Frame | None:
         """The next frame; None when the other side has closed."""
         async with asyncio.timeout(WAIT_S):

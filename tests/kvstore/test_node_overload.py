@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cluster.operations import Code, Failed, Incr, Number, Put
 from cluster.slot import Primary
+from kvstore.node.server import TURN_FRAMES_MAX
 from kvstore.wire.protocol import Request, Response
 from tests.kvstore.node_harness import MEMBER_ID, RAW, put, running
 from tests.process.cluster_processes import wait_for_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvstore.node.gathering import Waiter
 
 
 async def test_a_hundred_increments_in_flight_share_their_fsyncs() -> None:
@@ -49,3 +57,29 @@ async def test_a_client_that_is_gone_is_forgotten() -> None:
         assert harness.node.admission.requests == 0
         held = [s.role.held for s in harness.node.table.slots if s and isinstance(s.role, Primary)]
         assert not any(held), "it is not carried out when nobody waits for it"
+
+
+async def test_a_flood_on_one_connection_lets_others_come_between() -> None:
+    """Some thousand requests that arrive in one piece are taken in order, a part in each turn."""
+    async with running() as harness, harness.client() as flood, harness.client() as other:
+        turns: list[str] = []
+        take = harness.node.on_request
+
+        def note(request: Request, reply: Callable[[Response], None], waiter: Waiter) -> None:
+            turns.append("other" if request.client == 0xB else "flood")
+            if len(turns) == 1:
+                other.write(Request(1, 0xB, 1, False, 2_000, 0, [Incr(b"m", 1)], []))
+            take(request, reply, waiter)
+
+        harness.node.on_request = note  # type: ignore[method-assign]
+        count = 8 * TURN_FRAMES_MAX
+        requests = [Request(i, 0xA, i, False, 5_000, 0, [Incr(b"n", 1)], []) for i in range(count)]
+        await flood.send(*requests)
+        responses = [await flood.receive() for _ in requests]
+        results = [r.results[0] for r in responses if isinstance(r, Response)]
+        numbers = [result.value for result in results if isinstance(result, Number)]
+        assert numbers == list(range(1, len(numbers) + 1)), "in order"
+        refused = [result for result in results if isinstance(result, Failed)]  # it may be slow
+        assert len(results) == len(numbers) + len(refused) == count
+        assert isinstance(await other.receive(), Response)
+        assert turns.index("other") < count, "it had its turn in between"
