@@ -44,6 +44,7 @@ class Gathering:
 
     __slots__ = (
         "deadline_ms",
+        "has_waited",
         "leads",
         "missing",
         "reply",
@@ -74,6 +75,8 @@ class Gathering:
         self.results: list[Result | None] = [None] * len(slots)
         self.started: set[int] | None = None
         """Operations that may have reached a primary before: retries from now on."""
+        self.has_waited = False
+        """Whether an operation of it had to wait for a primary."""
         self.leads: dict[int, int] = {}
 
     def put(self, index: int, result: Result) -> bool:

@@ -20,6 +20,7 @@ from cluster.slot import Call
 from cluster.slots import slot_of
 from kvstore.node.admission import payload_bytes
 from kvstore.node.gathering import Gathering
+from kvstore.node.parking import NO_PRIMARY, Parking
 from kvstore.wire.protocol import Request, Response
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Router:
         self._admission = admission
         self._numbers = count(1)
         self._gatherings: dict[Gathering, None] = {}
-        self._parked: defaultdict[int, list[Ticket]] = defaultdict(list)
+        self._parked = Parking()
         self._leaving: defaultdict[tuple[NodeId, bool, int], list[Ticket]] = defaultdict(list)
         self._forwarded: dict[int, tuple[NodeId, list[Ticket]]] = {}
         self.reads_total = 0
@@ -238,11 +239,11 @@ class Router:
 
     def leads_changed(self, slots: list[int]) -> None:
         """Leaders became known: what was parked for their slots goes on."""
-        if not self._parked:
+        if not self._parked.requests:
             return
         for number in slots:
-            for ticket in self._parked.pop(number, ()):
-                self._route(ticket)
+            for ticket in self._parked.take(number):
+                self._route_again(ticket)
         self._wake()
 
     def on_moved(self, moved: Moved) -> None:
@@ -265,17 +266,26 @@ class Router:
 
     def _park(self, ticket: Ticket) -> None:
         """Wait for a leader, or for the next tick."""
-        self._parked[ticket[0].slots[ticket[1]]].append(ticket)
+        if self._parked.is_full_for(ticket, self._admission.limit):
+            self.answer(ticket, NO_PRIMARY)
+        else:
+            self._parked.add(ticket)
 
     def _route_parked(self) -> None:
-        if not self._parked:
-            return
-        parked, self._parked = self._parked, defaultdict(list)
-        for tickets in parked.values():
-            for ticket in tickets:
-                if ticket[0].results[ticket[1]] is None:
-                    self._route(ticket)
-        self._wake()
+        """Slot by slot: where one cannot go on, none of the others can."""
+        for number in self._parked.slots():
+            tickets = self._parked.take(number)
+            for place, ticket in enumerate(tickets):
+                self._route_again(ticket)
+                if self._parked.waits(number):
+                    for other in tickets[place + 1 :]:
+                        self._parked.add(other)
+                    break
+            self._wake()
+
+    def _route_again(self, ticket: Ticket) -> None:
+        if ticket[0].results[ticket[1]] is None:
+            self._route(ticket)
 
     def answer(self, ticket: Ticket, result: Result) -> None:
         """It is done, or refused, which settles nothing if it was started before (R5)."""
@@ -301,7 +311,8 @@ class Router:
         assert len(results) == len(gathering.slots)
         request = gathering.request
         waited_ms = self._now_ms() - gathering.deadline_ms + request.timeout_ms
-        served = gathering.started is None and not isinstance(results[-1], Failed)
+        detour = gathering.has_waited or gathering.started is not None
+        served = not detour and not isinstance(results[-1], Failed)
         self._admission.end(len(results), gathering.size_bytes, waited_ms, served=served)
         gathering.let_go()
         gathering.reply(Response(request.id, results, gathering.leads))
@@ -331,13 +342,7 @@ class Router:
             if result is None
         }
         waiting: set[Ticket] = set(self._table.withdraw(slots, lambda ticket: ticket[0] in over))
-        for number, tickets in list(self._parked.items()):
-            kept = [ticket for ticket in tickets if ticket[0] not in over]
-            if len(kept) < len(tickets):
-                waiting.update(ticket for ticket in tickets if ticket[0] in over)
-                self._parked[number] = kept
-                if not kept:
-                    del self._parked[number]
+        waiting.update(self._parked.withdraw(lambda ticket: ticket[0] in over))
         for gathering in over:
             for index, result in enumerate(gathering.results):
                 if result is None:

@@ -41,6 +41,7 @@ class Table:
         self.calls: list[Call] = []
         """Taken by this node, as the primary or held by it."""
         self.holding = False
+        self.wanted = 0
         self.held: list[Call] = []
 
     def submit(self, number: int, call: Call) -> bool:
@@ -57,6 +58,7 @@ class Table:
         return self.leader
 
     def want(self, number: int) -> int | None:
+        self.wanted += 1
         return None
 
 
@@ -304,3 +306,29 @@ def test_an_operation_whose_slot_this_node_lost_goes_on_at_once(site: Site) -> N
     site.router.end_tick()
     node, request = site.sent[-1]
     assert (node, request.retry) == (OTHER, True)
+
+
+def test_who_waits_for_a_primary_leaves_room_for_the_others(site: Site) -> None:
+    site.admission.limit = 8
+    callers = [site.ask(Incr(b"n", 1)) for _ in range(6)]
+    told = [caller.results for caller in callers if caller.responses]
+    assert [type(result) for (result,) in told] == [Failed] * 2
+    assert site.admission.requests == 4
+    site.admission.limit = 2
+    site.pass_time(50)
+    assert site.admission.requests == 4, "who waits already goes on waiting"
+    site.lead(ME)
+    assert len(site.table.calls) == 4
+    assert site.ask(Incr(b"n", 1)).responses == []
+    assert len(site.table.calls) == 5
+
+
+def test_the_parked_of_a_slot_are_tried_by_one_of_them(site: Site) -> None:
+    for _ in range(100):
+        site.ask(Incr(b"n", 1))
+    site.table.wanted = 0
+    site.pass_time(50)
+    assert site.table.wanted == 1
+    site.table.leader = ME
+    site.pass_time(50)
+    assert len(site.table.calls) == 100
