@@ -81,7 +81,8 @@ def write(slot: Slot, primary: Primary, call: Call, ctx: Context) -> Result | No
 def look_up(slot: Slot, primary: Primary, call: Call, ctx: Context) -> tuple[int, Result] | None:
     """The recorded (sequence, result), or why it cannot be told; None to execute (R5)."""
     seen = unpack_version(call.seen).sequence if len(call.seen) == VERSION_BYTES else 0
-    for sequence, raw in ctx.store.log_entries(slot.prefix, seen):
+    above = ctx.store.log_entries(slot.prefix, seen) if seen < slot.sequence else ()
+    for sequence, raw in above:
         entry = decode_entry(raw)
         if entry.client == call.client and entry.number == call.number:
             return sequence, logged_result(entry, sequence)

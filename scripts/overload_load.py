@@ -9,7 +9,7 @@ put as a node does, and the load shares the machine with the nodes. It routes by
 client does. A request has one second; an answer that comes later counts for nothing. What a
 connection does not take is *withheld*, as it would be by a client.
 
-Prints a line of JSON each tenth of a second: what happened since the line before.
+At its end it prints a line of JSON for each tenth of a second: what happened since the line before.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ class Load:
         self.counts |= {"done": 0, "sent": 0, "withheld": 0}
         self.latencies_ms: list[int] = []
         self.done_slots: set[int] = set()
+        self.reports: list[str] = []
+        """Kept until the end: a full pipe would stop everything."""
         self._known = asyncio.Event()
         self._client = secrets.randbits(63)
         self._numbers = count(1)
@@ -212,7 +214,7 @@ class Load:
         """A line for `bench_overload`."""
         self.forget_late()
         document = {"at": time.monotonic(), "latencies_ms": self.latencies_ms} | self.counts
-        print(json.dumps(document | {"slots": sorted(self.done_slots)}), flush=True)
+        self.reports.append(json.dumps(document | {"slots": sorted(self.done_slots)}))
         self.counts = dict.fromkeys(self.counts, 0)
         self.latencies_ms = []
         self.done_slots = set()
@@ -243,6 +245,7 @@ async def drive(seeds: list[str], rate: float, window: int, seconds: float) -> N
             reported = now
             load.report()
         await asyncio.sleep(STEP_S if rate else STEP_S / 4)
+    print("\n".join(load.reports))
 
 
 if __name__ == "__main__":
