@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from cluster.ballot import NO_POSITION, Position
 from cluster.key_log import log_begin
 from cluster.messages import Ack, Chunk, Fetch, Refuse
+from cluster.records import is_intact
 from cluster.replica import step_down
 from cluster.slot import Candidate, Copy, Slot
 from cluster.slot_config import shared
@@ -50,6 +51,9 @@ def on_chunk(slot: Slot, sender: NodeId, chunk: Chunk, ctx: Context) -> None:
     if chunk.at > copy.content.sequence:  # an Accept was lost: no page can fit any more
         slot.copy = None
         return
+    if slot.damaged and not all(is_intact(record) for _, record in chunk.changes if record):
+        slot.copy = None  # R18: damage does not replace damage
+        return
     if chunk.after == copy.after and chunk.at == copy.content.sequence:
         for key, record in chunk.changes:
             ctx.store.write(copy.content.prefix + key, record)
@@ -71,7 +75,9 @@ def _is_awaited(slot: Slot, sender: NodeId, chunk: Chunk, ctx: Context) -> bool:
     if chunk.ballot.node != sender:
         return False
     stands = slot.position if slot.holds_state else slot.left_at
-    return Position(chunk.ballot, chunk.at) > stands  # R11: never backwards; R15: above the stub
+    brought = Position(chunk.ballot, chunk.at)
+    # R11: never backwards; R15: above the stub; R18: the same position, but undamaged
+    return brought > stands or (slot.damaged and brought == stands)
 
 
 def begin_copy(slot: Slot, source: NodeId, chunk: Chunk, head: Head, ctx: Context) -> Copy:
@@ -107,6 +113,10 @@ def switch(slot: Slot, copy: Copy, ctx: Context) -> None:
     slot.config = shared(content.config)
     slot.established, slot.left_at = content.established, NO_POSITION
     slot.promised = copy.ballot
+    if slot.damaged:
+        slot.damaged = False
+        ctx.damaged.discard(slot.number)
+        ctx.repaired_total += 1
     slot.save(ctx)
     if taking_over:
         establish(slot, ctx)

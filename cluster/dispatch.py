@@ -14,6 +14,9 @@ from cluster.messages import (
     Ack,
     Ask,
     Chunk,
+    Compare,
+    Compared,
+    Condemn,
     Confirm,
     Confirmed,
     Drop,
@@ -29,6 +32,7 @@ from cluster.messages import (
     Refuse,
     Retiring,
     SlotMessage,
+    Space,
     Surplus,
     Tail,
     TailQuery,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.leadership import Leadership
     from cluster.moves import Moves
+    from cluster.scrub import Scrub
     from cluster.slot import Context, Slot
 
 
@@ -55,8 +60,14 @@ def dispatch(  # noqa: C901 - one line per message
     ctx: Context,
     leadership: Leadership,
     moves: Moves,
+    scrub: Scrub,
 ) -> None:
-    """Hand a slot's message to its rule; those of a whole node never come here."""
+    """Hand a slot's message to its rule; those of a whole node never come here.
+
+    Raises:
+        Damage: what it needs to read here is damaged; nothing was changed, because every handler
+            reads before it changes anything (R18).
+    """
     match message:
         case Accept():
             on_accept(slot, sender, message, ctx)
@@ -97,7 +108,9 @@ def dispatch(  # noqa: C901 - one line per message
             on_drop(slot, message, ctx)
         case Surplus():
             on_surplus(slot, sender, ctx)
-        case Confirm() | Confirmed() | Retiring():
+        case Compare() | Compared() | Condemn():
+            scrub.receive(slot, sender, message)
+        case Confirm() | Confirmed() | Retiring() | Space():
             pass  # dispatched before
         case _:
             assert_never(message)

@@ -34,8 +34,10 @@ from cluster.records import (
     decode_record,
     encode_record,
     is_expired,
+    is_intact,
     record_version,
 )
+from cluster.store import Damage, failed_checksum
 
 if TYPE_CHECKING:
     from cluster.messages import Change
@@ -60,10 +62,7 @@ def evaluate(op: Write, version: bytes, prefix: bytes, ctx: Context) -> Evaluate
         case Put():
             return _put(op, version, prefix, ctx)
         case Delete():
-            old = live_record(prefix + op.key, ctx)
-            if op.expect is not None and not meets(op.expect, old):
-                return None, conflict(old)
-            return [(op.key, None)], Deleted(version, old is not None)
+            return _delete(op, version, prefix, ctx)
         case Incr():
             return _incr(op, version, prefix, ctx)
         case Touch():
@@ -76,7 +75,7 @@ def evaluate(op: Write, version: bytes, prefix: bytes, ctx: Context) -> Evaluate
 
 def _put(op: Put, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
     if op.expect is not None:
-        old = live_record(prefix + op.key, ctx)
+        old = live_record(prefix, op.key, ctx)
         if not meets(op.expect, old):
             return None, conflict(old)
     expires = ctx.unix_ms + op.ttl_ms if op.ttl_ms else 0
@@ -84,8 +83,20 @@ def _put(op: Put, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
     return [(op.key, record)], Done(version)
 
 
+def _delete(op: Delete, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
+    try:
+        old = live_record(prefix, op.key, ctx)
+    except Damage:
+        if op.expect is not None:
+            raise
+        return [(op.key, None)], Deleted(version, existed=True)  # what is damaged can be removed
+    if op.expect is not None and not meets(op.expect, old):
+        return None, conflict(old)
+    return [(op.key, None)], Deleted(version, old is not None)
+
+
 def _incr(op: Incr, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
-    old = live_record(prefix + op.key, ctx)
+    old = live_record(prefix, op.key, ctx)
     number: Any = 0
     expires = 0
     if old is not None:
@@ -107,7 +118,7 @@ def _incr(op: Incr, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
 
 
 def _touch(op: Touch, version: bytes, prefix: bytes, ctx: Context) -> Evaluated:
-    old = live_record(prefix + op.key, ctx)
+    old = live_record(prefix, op.key, ctx)
     if old is None:
         return None, conflict(None)
     try:
@@ -131,9 +142,15 @@ def _atomic(op: Atomic, version: bytes, prefix: bytes, ctx: Context) -> Evaluate
     return changes, Done(version)
 
 
-def live_record(record_key: bytes, ctx: Context) -> bytes | None:
-    """The record now, None if there is none or its time is over by this primary's clock (R7)."""
-    record = ctx.store.read(record_key)
+def live_record(prefix: bytes, key: bytes, ctx: Context) -> bytes | None:
+    """The record now, None if there is none or its time is over by this primary's clock (R7).
+
+    Raises:
+        Damage: the record fails its checksum (R18).
+    """
+    record = ctx.store.read(prefix + key)
+    if record is not None and not is_intact(record):
+        raise failed_checksum(key)
     return None if record is None or is_expired(record, ctx.unix_ms) else record
 
 
@@ -143,7 +160,7 @@ def expired_keys(op: Write, prefix: bytes, ctx: Context) -> list[bytes]:
     return [
         key
         for key in keys
-        if ctx.store.read(prefix + key) is not None and live_record(prefix + key, ctx) is None
+        if ctx.store.read(prefix + key) is not None and live_record(prefix, key, ctx) is None
     ]
 
 

@@ -16,6 +16,7 @@ hands or has enough to do, is met in the next round.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cluster.limits import (
@@ -27,7 +28,7 @@ from cluster.limits import (
 from cluster.primary import delete_expired
 from cluster.records import expires_at_ms, is_expired
 from cluster.slot import Primary
-from cluster.store import walk
+from cluster.store import Damage, walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,8 @@ class Expiry:
         for _ in range(EXPIRY_TICK_SLOT_COUNT_MAX):
             slot = self._slots[self._number]
             if slot is not None:
-                rows, size = self._walk(slot, rows, size, ctx)
+                with suppress(Damage):  # for the scrub to mend; the next round sees what is behind
+                    rows, size = self._walk(slot, rows, size, ctx)
                 if rows <= 0 or size <= 0:
                     break
             self._number, self._begin = self._number + 1, b""

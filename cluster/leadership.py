@@ -96,7 +96,7 @@ class Leadership:
         times: dict[int, int | None] = {}  # by config: thousands of slots share a few
         for number in numbers:
             slot = slots[number]
-            if slot is None or number in orphans or isinstance(slot.role, Primary):
+            if slot is None or slot.damaged or number in orphans or isinstance(slot.role, Primary):
                 continue
             if leader_of.get(number) in reachable:
                 continue  # the next one was quicker to say so than this tick to end
@@ -173,7 +173,7 @@ class Leadership:
         assert slot is not None
         if isinstance(slot.role, Candidate) and slot.role.asking:
             slot.role = None  # asked in vain before; who can answer may be another now
-        if slot.role is None and slot.holds_state:
+        if slot.role is None and slot.holds_state and not slot.damaged:
             ask(slot, self._ctx)
             self.candidates.add(number)
 
@@ -204,7 +204,7 @@ class Leadership:
         """Say Establish again to peers that are as far behind as a second ago."""
         for peer in primary.peers:
             durable = primary.durable.get(peer, -1)
-            if durable < slot.sequence and peer in self._ctx.reachable:
+            if durable < slot.sequence and peer in self._ctx.reachable - self._ctx.full:
                 self._laggards[slot.number, peer] = durable
                 if before.get((slot.number, peer)) == durable:
                     tell(slot, primary, peer, self._ctx)
@@ -337,6 +337,9 @@ class Leadership:
             self._ctx.out.send[successor].append(HandOver(slot.number, primary.ballot))
 
     def _call_off(self, slot: Slot, primary: Primary) -> None:
+        if slot.damaged:  # R18: it must not serve on
+            step_down(slot, self._ctx)
+            return
         primary.handing_to = None
         held, primary.held = primary.held, []
         for call in held:
@@ -348,7 +351,7 @@ class Leadership:
         if slot.promised > message.ballot:  # R14: who is no member is asked for nothing else
             ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
             return
-        if ctx.me in ctx.retiring:
+        if ctx.me in ctx.retiring or slot.damaged:
             return
         asking = isinstance(slot.role, Candidate) and slot.role.asking
         free = slot.role is None or asking
@@ -361,7 +364,9 @@ class Leadership:
                 ctx.out.after_fsync[sender].append(Prepare(slot.number, ballot))
 
     def renew(self, slot: Slot) -> None:
-        """Take a new ballot for a slot that this node leads (R5)."""
+        """Take a new ballot for a slot that this node leads (R5); a damaged one is given away."""
+        if slot.damaged:
+            return
         step_down(slot, self._ctx)
         prepare(slot, self._ctx)
         self.candidates.add(slot.number)

@@ -87,6 +87,8 @@ class Promise(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     position: Position
     config: SlotConfig
     runs: tuple[Run, ...]
+    damaged: bool = False
+    """The sender stood there, but its content is damaged: it cannot be best (R9, R18)."""
 
 
 class Pull(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
@@ -238,6 +240,45 @@ class Surplus(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
     slot: int
 
 
+class Compare(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
+    """The digest of your records in ``[begin, end)``, please, as of this position (R18).
+
+    An empty ``end`` is the slot's: then key log and config count too. ``rows`` is how many the
+    sender has there.
+    """
+
+    slot: int
+    ballot: Ballot
+    sequence: int
+    begin: bytes
+    end: bytes
+    rows: int
+
+
+class Compared(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
+    """The answer; without a digest and without damage it is void: the sender stands elsewhere."""
+
+    slot: int
+    ballot: Ballot
+    sequence: int
+    begin: bytes
+    digest: bytes
+    damage: str
+
+
+class Condemn(msgspec.Struct, frozen=True, array_like=True, tag=33, gc=False):
+    """Your copy is damaged: let yourself be brought a whole one (R18). From its primary only."""
+
+    slot: int
+    ballot: Ballot
+
+
+class Space(msgspec.Struct, frozen=True, array_like=True, tag=34, gc=False):
+    """Whether the sending node is so short of disk that it takes no operation that grows it."""
+
+    full: bool
+
+
 SlotMessage = (
     Accept
     | Ack
@@ -261,4 +302,8 @@ SlotMessage = (
     | Retiring
     | Drop
     | Surplus
+    | Compare
+    | Compared
+    | Condemn
+    | Space
 )

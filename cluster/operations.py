@@ -89,6 +89,11 @@ Read = Get | Scan
 Operation = Put | Delete | Incr | Touch | Atomic | Get | Scan
 
 
+def first_key(op: Write | Get) -> bytes:
+    """The key of an operation, or the first one of a batch."""
+    return op.writes[0].key if isinstance(op, Atomic) else op.key
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """A put, touch or batch is committed under this version."""
 
@@ -153,6 +158,8 @@ class Code(IntEnum):
     """It may have happened or may happen yet (rule 4); a retry with the same id settles it."""
     WRONG_TYPE = 7
     """An increment of something that is no integer, or that would leave 64 bits."""
+    CORRUPT = 8
+    """What is stored is damaged and no undamaged copy is known (rule 18): nothing was written."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):

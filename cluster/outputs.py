@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.messages import Change, SlotMessage
     from cluster.operations import Result
+    from cluster.scrub import Finding
 
 Ticket = Any
 """Whatever the node needs to find the caller again; opaque to the core."""
@@ -87,3 +88,5 @@ class Outputs:
     leads_changed: set[int] = field(default_factory=set)
     watched: list[Changed | Told] = field(default_factory=list)
     """In the order in which each watcher must hear it."""
+    alarms: list[Finding] = field(default_factory=list)
+    """Damage that was found in this tick, for a person to hear of (R18)."""

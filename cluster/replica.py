@@ -14,10 +14,11 @@ from cluster.messages import Accept, Ack, Establish, Gap, Prepare, Promise, Refu
 from cluster.outputs import Moved
 from cluster.slot import Primary
 from cluster.slot_config import shared
+from cluster.space import is_refused
 
 if TYPE_CHECKING:
     from cluster.ballot import NodeId
-    from cluster.messages import Change
+    from cluster.messages import Change, Compare, Condemn
     from cluster.slot import Context, Copy, Slot
     from cluster.slot_config import SlotConfig
 
@@ -50,13 +51,18 @@ def on_accept(slot: Slot, sender: NodeId, accept: Accept, ctx: Context) -> None:
     ballot = accept.ballot
     if slot.established == ballot == slot.promised and accept.sequence <= slot.sequence + 1:
         if accept.sequence == slot.sequence + 1:
+            if ctx.full and is_refused(accept.changes, ctx):
+                return
             apply(slot, accept.sequence, accept.entry, accept.changes, accept.config, ctx)
-        ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
+            if slot.copy is not None and slot.copy.ballot == ballot:
+                follow(slot, slot.copy, sender, accept, ctx)
+        if not slot.damaged:  # R18: it does not hold what it would acknowledge
+            ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
     elif slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
     elif slot.copy is not None and slot.copy.ballot == ballot:
         follow(slot, slot.copy, sender, accept, ctx)
-    elif slot.holds_state:
+    elif slot.holds_state and not (ctx.me in ctx.full and slot.established == ballot):
         send_gap(slot, sender, accept, ctx)
 
 
@@ -71,9 +77,11 @@ def follow(slot: Slot, copy: Copy, sender: NodeId, accept: Accept, ctx: Context)
         send_gap(slot, sender, accept, ctx)
 
 
-def send_gap(slot: Slot, sender: NodeId, message: Accept | Establish, ctx: Context) -> None:
+def send_gap(
+    slot: Slot, sender: NodeId, message: Accept | Establish | Compare | Condemn, ctx: Context
+) -> None:
     """Say where this replica stands, so that the primary runs rule 11."""
-    position = slot.position if slot.holds_state else None
+    position = slot.position if slot.holds_state and not slot.damaged else None  # R18: whole
     ctx.out.send[sender].append(Gap(slot.number, message.ballot, position, slot.runs, slot.left_at))
 
 
@@ -90,7 +98,7 @@ def on_prepare(slot: Slot, sender: NodeId, prepare: Prepare, ctx: Context) -> No
         slot.promised = ballot
         slot.save(ctx)
     ctx.out.after_fsync[sender].append(
-        Promise(slot.number, ballot, slot.position, slot.config, slot.runs)
+        Promise(slot.number, ballot, slot.position, slot.config, slot.runs, slot.damaged)
     )
 
 
@@ -100,7 +108,8 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
     if slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         return
-    if slot.holds_state and slot.established != ballot and slot.position == establish.base:
+    entered = slot.holds_state and slot.established == ballot
+    if slot.holds_state and not entered and slot.position == establish.base:
         step_down(slot, ctx)
         slot.copy = None
         slot.promised = slot.established = ballot
@@ -109,9 +118,10 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
     if slot.copy is not None and slot.copy.ballot == ballot:
         slot.copy.heard_ms = ctx.now_ms
     in_ballot = slot.holds_state and slot.established == ballot
-    if not (in_ballot and slot.sequence >= establish.newest):
+    in_step = in_ballot and slot.sequence >= establish.newest and not slot.damaged
+    if not in_step and not (entered and ctx.me in ctx.full):  # full: only what a takeover needs
         send_gap(slot, sender, establish, ctx)
-    if in_ballot:
+    if in_ballot and not slot.damaged:
         ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from cluster.limits import EXPIRY_TICK_KEYS_MAX, SCAN_PAGE_BYTES_MAX
 from cluster.operations import Page
 from cluster.primary import delete_expired
-from cluster.records import is_expired
-from cluster.store import walk
+from cluster.records import is_expired, is_intact
+from cluster.store import failed_checksum, walk
 
 if TYPE_CHECKING:
     from cluster.operations import Scan
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def read_page(slot: Slot, primary: Primary, op: Scan, ctx: Context) -> Page:
-    """The page as it is now; whoever asked is answered by rule 6."""
+    """The page as it is now; whoever asked is answered by rule 6.
+
+    Raises:
+        Damage: a record that it would show fails its checksum (R18).
+    """
     begin = max(op.prefix, op.after + b"\0" if op.after else b"")
     keys: list[bytes] = []
     records: list[bytes] = []
@@ -39,6 +43,8 @@ def read_page(slot: Slot, primary: Primary, op: Scan, ctx: Context) -> Page:
         ):
             more = True
             break
+        if op.values and not is_intact(record):
+            raise failed_checksum(key)
         if is_expired(record, ctx.unix_ms):
             expired.append(key)
             continue

@@ -54,17 +54,21 @@ class SlotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     config: SlotConfig
     runs: tuple[Run, ...]
     left_at: Position
+    damaged: bool = False
 
 
 class Context:
     """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
 
     __slots__ = (
+        "damaged",
+        "full",
         "leader_of",
         "me",
         "now_ms",
         "out",
         "reachable",
+        "repaired_total",
         "retiring",
         "store",
         "throttle",
@@ -93,6 +97,11 @@ class Context:
         """Which other node serves a slot, as far as known: hints (rule 10)."""
         self.unanswered: dict[int, tuple[NodeId, Ask]] = {}
         """Slot -> who asked last for a promise while this node could reach a primary (rule 9)."""
+        self.damaged: set[int] = set()
+        """Slots whose copy here waits for a whole one from the others (R18)."""
+        self.repaired_total = 0
+        self.full: set[NodeId] = set()
+        """Who is short of disk, this node included (`cluster.space`)."""
 
 
 class Waiting:
@@ -224,6 +233,7 @@ class Slot:
     __slots__ = (
         "config",
         "copy",
+        "damaged",
         "established",
         "generation",
         "holds_state",
@@ -248,6 +258,8 @@ class Slot:
         self.config = NO_CONFIG
         self.runs: tuple[Run, ...] = ()
         self.left_at = NO_POSITION
+        self.damaged = False
+        """The content is not what ``position`` says (R18): see `cluster.scrub`."""
         self.role: Candidate | Primary | None = None
         self.copy: Copy | None = None
         self.round_seen = 0
@@ -274,6 +286,7 @@ class Slot:
             self.config,
             self.runs,
             self.left_at,
+            self.damaged,
         )
 
     def restore(self, row: SlotRow, prefix: bytes, sequence: int) -> None:
@@ -288,6 +301,7 @@ class Slot:
         self.generation, self.holds_state = row.generation, row.holds_state
         self.promised, self.established = row.promised, row.established
         self.config, self.runs, self.left_at = row.config, row.runs, row.left_at
+        self.damaged = row.damaged
         self.prefix, self.sequence, self.role = prefix, sequence, None
         self.copy = None
 
@@ -301,6 +315,8 @@ class Slot:
         assert self.sequence >= 0
         assert self.holds_state or (self.role is None and not self.config.sets)
         assert not self.holds_state or 1 <= len(self.config.sets) <= 2
+        assert self.holds_state or not self.damaged
+        assert not (self.damaged and isinstance(self.role, Candidate))
         assert self.copy is None or self.copy.content.generation == self.generation + 1
         role = self.role
         if isinstance(role, Primary):

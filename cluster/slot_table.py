@@ -7,6 +7,7 @@ is the tick: one store batch, one frame per peer, one confirmation round (`clust
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cluster.ballot import Position
@@ -14,7 +15,7 @@ from cluster.dispatch import dispatch
 from cluster.evaluate import live_record
 from cluster.expiry import Expiry
 from cluster.leadership import Chance, Leadership
-from cluster.messages import Chunk, Confirm, Confirmed, Establish, Retiring, SlotMessage
+from cluster.messages import Chunk, Confirm, Confirmed, Establish, Retiring, SlotMessage, Space
 from cluster.moves import Moves
 from cluster.operations import Absent, Found, Get, Result, Scan
 from cluster.outputs import Outputs
@@ -22,8 +23,11 @@ from cluster.primary import must_renew, write
 from cluster.quorum import is_quorum
 from cluster.reads import Reads, read_key
 from cluster.scan import read_page
+from cluster.scrub import Scrub
 from cluster.slot import Call, Candidate, Context, Primary, Slot, SlotRow
 from cluster.slot_config import SlotConfig, shared
+from cluster.space import Room
+from cluster.store import Damage
 from cluster.takeover import answer_late
 from cluster.watches import Watches
 
@@ -63,6 +67,9 @@ class SlotTable:
         self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
         self.watches = Watches(self.slots, self._ctx)
         self.moves = Moves(self.slots, self._ctx, self.leadership)
+        self.scrub = Scrub(self.slots, self._ctx, self.leadership)
+        self.room = Room(self._ctx)
+        self._told = (self.leadership, self.moves, self.scrub)
 
     # -- beginning ---------------------------------------------------------------------------
 
@@ -92,6 +99,8 @@ class SlotTable:
             slot = self.slots[number] = Slot(number, prefix)
             slot.restore(row, prefix, sequence)
             slot.config = shared(slot.config)
+            if slot.damaged:
+                self._ctx.damaged.add(number)
             if not slot.holds_state:  # what was being copied here is of no use any more
                 store.drop(store.prefix(number, slot.generation + 1))
         self.leadership.orphan(range(self.slot_count))
@@ -124,13 +133,18 @@ class SlotTable:
                     self._reads.on_confirmed(sender, message, self._ctx)
                 case Retiring():
                     self.leadership.on_retiring(sender)
+                case Space():
+                    self.room.on_space(sender, message)
                 case _:
                     slot = slots[message.slot]
                     if slot is None:
                         slot = self._stateless(message)
                         if slot is None:
                             continue
-                    dispatch(slot, sender, message, self._ctx, self.leadership, self.moves)
+                    try:
+                        dispatch(slot, sender, message, self._ctx, *self._told)
+                    except Damage as damage:  # R18: handlers read before they change anything
+                        self.scrub.met(slot, damage.key, str(damage))
 
     def _stateless(self, message: SlotMessage) -> Slot | None:
         """A slot object for a node that holds nothing of it yet and is being brought it (R13)."""
@@ -172,7 +186,13 @@ class SlotTable:
         return taken
 
     def _enter(self, slot: Slot, call: Call) -> None:
-        """Into a serving primary."""
+        """Into a serving primary; what meets damage waits for a good copy, if there is one."""
+        try:
+            self._carry_out(slot, call)
+        except Damage as damage:  # R18: never served as truth
+            self.scrub.answer(slot, call, damage)
+
+    def _carry_out(self, slot: Slot, call: Call) -> None:
         primary, ctx = slot.role, self._ctx
         assert isinstance(primary, Primary)
         op = call.operation
@@ -180,6 +200,8 @@ class SlotTable:
             self._reads.join(slot, primary, call.ticket, read_key(slot, op, ctx))
         elif isinstance(op, Scan):
             self._reads.join(slot, primary, call.ticket, read_page(slot, primary, op, ctx))
+        elif ctx.full and (full := self.room.refusal(slot, op)) is not None:
+            ctx.out.answers.append((call.ticket, full))
         else:
             refused = write(slot, primary, call, ctx)
             if refused is not None:
@@ -188,19 +210,25 @@ class SlotTable:
                 self.leadership.renew(slot)
 
     def read_replica(self, number: int, get: Get) -> Result | None:
-        """Whatever this node holds of the key now; None if it holds nothing of the slot."""
+        """Whatever this node holds of the key now; None if it holds nothing that can be trusted."""
         slot = self.slots[number]
-        if slot is None or not slot.holds_state:
+        if slot is None or not slot.holds_state or slot.damaged:
             return None
-        record = live_record(slot.prefix + get.key, self._ctx)
+        try:
+            record = live_record(slot.prefix, get.key, self._ctx)
+        except Damage as damage:  # the primary has a good copy, or says that there is none
+            self.scrub.met(slot, get.key, str(damage))
+            return None
         return Absent() if record is None else Found(record)
 
     def tick(self) -> None:
         """Timers: call it about ten times a second, and after peers came or went."""
         self.leadership.tick()
-        self.moves.tick()
+        with suppress(Damage):  # R18: who cannot read what it should send is found by the scrub
+            self.moves.tick()
         self._reads.tick(self._ctx)
         self._expiry.tick(self._ctx)
+        self.scrub.tick()
 
     def take(self) -> Outputs:
         """End the tick: everything that is to be done, in the order that `Outputs` states."""
@@ -240,6 +268,7 @@ class SlotTable:
         """There is a connection to this peer."""
         self._ctx.reachable.add(node)
         self._down.discard(node)
+        self.room.peer_up(node)
         self.leadership.peer_up(node)
 
     def peer_down(self, node: NodeId) -> None:
@@ -251,6 +280,7 @@ class SlotTable:
         self._down.add(node)
         self.watches.doubt()
         self.leadership.catching_up.end(node)
+        self.room.peer_down(node)
         lost = [number for number, leader in ctx.leader_of.items() if leader == node]
         self._leaderless(lost)
         orphans = self.leadership.orphans

@@ -23,8 +23,28 @@ WALK_BYTES = 262_144
 """A step of `walk` aims at this many bytes, by what the records before weighed."""
 
 
+class Damage(Exception):
+    """Stored bytes of a slot are not what was written (R18): unreadable, or a failed checksum.
+
+    Attributes:
+        key: The user key where it was met; empty where that is not known.
+    """
+
+    def __init__(self, detail: str, key: bytes = b"") -> None:
+        super().__init__(detail)
+        self.key = key
+
+
+def failed_checksum(key: bytes) -> Damage:
+    """The damage of a record that is there and is not what was written."""
+    return Damage(f"the record of {key[:64]!r} fails its checksum", key)
+
+
 class Store(Protocol):
-    """One tick's transaction over everything that the node has stored."""
+    """One tick's transaction over everything that the node has stored.
+
+    Whatever reads may raise `Damage`.
+    """
 
     def prefix(self, slot: int, generation: int) -> Prefix:
         """The prefix of a slot's generation."""

@@ -105,6 +105,7 @@ def on_willing(slot: Slot, sender: NodeId, message: Willing, ctx: Context) -> No
 def prepare(slot: Slot, ctx: Context) -> Candidate:
     """Promise to itself durably, then ask the members to promise (R9)."""
     assert slot.holds_state
+    assert not slot.damaged, "who may stand is decided before"
     step_down(slot, ctx)
     ballot = next_ballot(slot, ctx)
     candidate = slot.role = Candidate(ballot, ctx.now_ms, asking=False)
@@ -131,6 +132,8 @@ def on_promise(slot: Slot, sender: NodeId, promise: Promise, ctx: Context) -> No
     if ctx.me not in promises:
         return
     best = best_of(promises, ctx.me)
+    if best is None:
+        return
     config = promises[best].config
     for node in config.members:  # R9: more promises may be needed
         if node != ctx.me and node not in candidate.asked:
@@ -147,12 +150,18 @@ def on_promise(slot: Slot, sender: NodeId, promise: Promise, ctx: Context) -> No
         pull(slot, best, promises[best], ctx)
 
 
-def best_of(promises: dict[NodeId, Promise], me: NodeId) -> NodeId:
-    """Who has the highest position; this node itself if nobody has a higher one (R9)."""
+def best_of(promises: dict[NodeId, Promise], me: NodeId) -> NodeId | None:
+    """Who has the highest position; this node itself if nobody has a higher one (R9).
+
+    A damaged replica promises where it stood, but cannot be best (R18). None if nobody undamaged
+    stands as high: somebody who does has to promise too.
+    """
     best, position = me, promises[me].position
     for node, promise in promises.items():
-        if promise.position > position:
+        if promise.position > position and not promise.damaged:
             best, position = node, promise.position
+    if any(promise.position > position for promise in promises.values()):
+        return None
     return best
 
 

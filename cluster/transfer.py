@@ -160,6 +160,8 @@ def on_gap(slot: Slot, sender: NodeId, gap: Gap, ctx: Context) -> None:
         return
     if gap.position is not None and gap.position >= slot.position:
         return
+    if gap.position is None:
+        primary.durable.pop(sender, None)  # R18: what it acknowledged is damaged
     last = primary.bringing.get(sender)
     if last is not None and last[0] == gap.position and ctx.now_ms - last[1] < BRING_AGAIN_MS:
         return
@@ -215,7 +217,7 @@ def on_install(slot: Slot, sender: NodeId, message: Install, ctx: Context) -> No
     if slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         return
-    if not slot.holds_state or slot.position != message.base:
+    if not slot.holds_state or slot.damaged or slot.position != message.base:
         again = Establish(slot.number, ballot, content.position, content.position.sequence)
         if not (slot.holds_state and slot.established == ballot):
             send_gap(slot, sender, again, ctx)

@@ -34,8 +34,9 @@ from cluster.ballot import Ballot
 from cluster.key_log import decode_entry
 from cluster.outputs import Changed, Told, WatchState
 from cluster.quorum import is_quorum
-from cluster.records import pack_version
+from cluster.records import is_intact, pack_version
 from cluster.slot import Primary
+from cluster.store import Damage, failed_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -193,7 +194,11 @@ class Watches:
             out.watched.append(Told(watcher, number, WatchState.TOO_OLD, primary.committed))
             return 0
         else:
-            joining = self._replay(watcher, slot, after)
+            try:
+                joining = self._replay(watcher, slot, after)
+            except Damage:  # R18: a good copy is elsewhere, or will be here
+                out.watched.append(Told(watcher, number, WatchState.MOVED, 0))
+                return 0
         if joining.then.state is not WatchState.STARTED and joining.goal <= primary.committed:
             joining.tell(out)
             return joining.size_bytes
@@ -255,7 +260,10 @@ class Watches:
             changes: list[Change] = []
             for key in entry.keys:
                 is_newest = newest[key] == at
-                changes.append((key, store.read(prefix + key) if is_newest else SUPERSEDED))
+                record = store.read(prefix + key) if is_newest else SUPERSEDED
+                if record and not is_intact(record):
+                    raise failed_checksum(key)
+                changes.append((key, record))
                 needs = max(needs, newest[key])
             version = pack_version(Ballot(entry.ballot_round, entry.ballot_node), at)
             changed.append(Changed((watcher,), slot.number, version, changes))

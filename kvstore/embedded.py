@@ -21,7 +21,9 @@ from kvstore.client.exchange import NotSent, TimedOut
 from kvstore.client.in_process import IN_PROCESS
 from kvstore.errors import ClientClosed, SetupError
 from kvstore.node.node import Node
+from kvstore.sizes import DISK_RESERVE_BYTES_DEFAULT
 from kvstore.storage.datadir import DataDir
+from kvstore.storage.disk_space import DiskSpace
 from kvstore.storage.opening import Store, open_store
 
 if TYPE_CHECKING:
@@ -146,7 +148,8 @@ class EmbeddedTransport:
             cache_bytes=CACHE_BYTES,
         )
         member = Member(self._directory.member_id, NAME, IN_PROCESS, NO_HTTP)
-        node = make_node(member, store)
+        space = DiskSpace(self._directory.path, DISK_RESERVE_BYTES_DEFAULT)
+        node = make_node(member, store, space)
         try:
             await node.start()
             if node.topology is not None and len(node.topology.nodes) > 1:
@@ -188,7 +191,7 @@ class EmbeddedLinks:
             self._loop.call_soon_threadsafe(self._links.close)
 
 
-def make_node(member: Member, store: Store) -> Node:
+def make_node(member: Member, store: Store, space: DiskSpace) -> Node:
     """A cluster of one."""
     return Node(
         member,
@@ -198,4 +201,5 @@ def make_node(member: Member, store: Store) -> Node:
         lambda _: None,
         slot_count=SLOT_COUNT,
         replicas=1,
+        space=space,
     )

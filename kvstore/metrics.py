@@ -204,6 +204,8 @@ class _Node(Collector):
             ("slots_led", "Slots whose primary is here.", status.slots_led),
             ("slots_held", "Slots whose content is here.", status.slots_held),
             ("requests_in_flight", "Requests not answered yet.", status.requests_in_flight),
+            ("disk_free_bytes", "Free space on the data directory's disk.", status.disk_free_bytes),
+            ("damaged_copies", "Copies that wait for a whole one.", status.damaged_copies),
             ("problems", "Things that are wrong; see /v1/cluster/node.", len(status.problems)),
         ):
             yield GaugeMetricFamily(f"kvstore_{name}", text, float(value))
@@ -213,6 +215,10 @@ class _Node(Collector):
             ("writes", "Keys written.", status.writes_total),
             ("syncs", "Groups of writes made durable.", status.syncs_total),
             ("sync_seconds", "Time spent making them durable.", sync_seconds),
+            ("scrub_bytes", "Bytes compared with other copies.", status.scrub_bytes_total),
+            ("scrub_passes", "Passes over all slots led here.", status.scrub_passes_total),
+            ("damage_found", "Damaged copies found.", status.damage_found_total),
+            ("copies_repaired", "Damaged copies here replaced.", status.repaired_total),
         ):
             yield CounterMetricFamily(f"kvstore_{name}", text, float(total))
         states = Counter(member.state for member in self._node.members())

@@ -25,6 +25,7 @@ from kvstore.log import get_logger
 from kvstore.metrics import Metrics
 from kvstore.node.node import Node
 from kvstore.storage.datadir import DataDir
+from kvstore.storage.disk_space import DiskSpace
 from kvstore.storage.engine import EngineError
 from kvstore.storage.opening import open_store
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvstore.settings import NodeSettings
+    from kvstore.storage.opening import Store
 
 log = get_logger(__name__)
 
@@ -86,23 +88,7 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
         cache_bytes=settings.cache_bytes,
     )
     metrics = Metrics()
-    node = Node(
-        Member(
-            directory.member_id,
-            settings.name,
-            settings.advertised_address,
-            settings.advertised_http_address,
-            settings.zone,
-            settings.weight,
-        ),
-        settings.cluster,
-        store.engine,
-        store.commit,
-        metrics.refused,
-        founders=settings.founders,
-        slot_count=settings.slot_count,
-        replicas=settings.replicas,
-    )
+    node = _node(settings, directory, store, metrics)
     http = None
     try:
         await node.server.bind(settings.host, settings.port, "--port")
@@ -148,6 +134,32 @@ def _freeze_objects() -> None:
     """Thousands of slots live as long as the node: no need to walk them again."""
     gc.collect()
     gc.freeze()
+
+
+def _node(settings: NodeSettings, directory: DataDir, store: Store, metrics: Metrics) -> Node:
+    """Assembled, not started."""
+    space = None
+    if settings.engine != "memory":
+        space = DiskSpace(directory.path, settings.disk_reserve_bytes)
+    return Node(
+        Member(
+            directory.member_id,
+            settings.name,
+            settings.advertised_address,
+            settings.advertised_http_address,
+            settings.zone,
+            settings.weight,
+        ),
+        settings.cluster,
+        store.engine,
+        store.commit,
+        metrics.refused,
+        founders=settings.founders,
+        slot_count=settings.slot_count,
+        replicas=settings.replicas,
+        space=space,
+        scrub_bytes_per_s=settings.scrub_bytes_per_s,
+    )
 
 
 def _disk_lost(error: Exception) -> None:

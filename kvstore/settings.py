@@ -36,7 +36,15 @@ from cluster.limits import (
     SLOT_COUNT_DEFAULT,
     SLOT_COUNT_MAX,
 )
+from cluster.scrub import BYTES_PER_S_DEFAULT
 from kvstore.errors import SetupError
+from kvstore.sizes import (
+    CACHE_BYTES_DEFAULT,
+    DISK_RESERVE_BYTES_DEFAULT,
+    parse_cache,
+    parse_pace,
+    parse_reserve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,12 +54,6 @@ __all__ = ["NodeSettings", "load_settings"]
 HOST_DEFAULT: Final = "127.0.0.1"
 PORT_DEFAULT: Final = 7401
 HTTP_PORT_DEFAULT: Final = 8401
-
-CACHE_BYTES_DEFAULT: Final = 192 * 1_048_576
-CACHE_BYTES_MIN: Final = 8 * 1_048_576
-"""Less leaves RocksDB write buffers so small that it mostly compacts."""
-CACHE_BYTES_MAX: Final = 1 << 40
-"""A tebibyte: more is a slip of the unit."""
 
 _VARIABLE_PREFIX: Final = "KVSTORE_"
 _OTHER_VARIABLES: Final = tuple(
@@ -64,8 +66,6 @@ _HOST_NAME: Final = re.compile(
 )
 """Labels between dots; the last has a letter, so that no half-written IPv4 address passes."""
 
-_SIZE: Final = re.compile(r"([0-9]{1,15}) ?(B|KiB|MiB|GiB|)", re.IGNORECASE | re.ASCII)
-_SIZE_BYTES: Final = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _TRUTHS: Final = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -104,6 +104,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Literal["rocksdb", "memory"] = "rocksdb"
     cache_bytes: int = CACHE_BYTES_DEFAULT
     """The engine's block cache and write buffers together."""
+    disk_reserve_bytes: int = DISK_RESERVE_BYTES_DEFAULT
+    """With less than this free on its disk the node takes no more writes but deletes."""
+    scrub_bytes_per_s: int = BYTES_PER_S_DEFAULT
+    """How fast copies are compared in the background; 0: only where damage was met."""
     insecure: bool = False
     """Listen beyond loopback although nothing asks callers who they are."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -345,15 +349,6 @@ def _parse_weight(value: object) -> float:
     return weight
 
 
-def _parse_size(value: object) -> int:
-    matched = _SIZE.fullmatch(str(value)) if isinstance(value, int | str) else None
-    if matched is not None:
-        size_bytes = int(matched[1]) * _SIZE_BYTES[matched[2].lower()]
-        if CACHE_BYTES_MIN <= size_bytes <= CACHE_BYTES_MAX:
-            return size_bytes
-    raise ValueError("a size is bytes or a number with KiB, MiB or GiB, from 8MiB to 1024GiB")
-
-
 def _parse_truth(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -388,7 +383,9 @@ _PARSERS: Final[dict[str, Callable[[object], Any]]] = {
     "slot_count": _parse_slot_count,
     "durability": _one_of("disk", "os"),
     "engine": _one_of("rocksdb", "memory"),
-    "cache_bytes": _parse_size,
+    "cache_bytes": parse_cache,
+    "disk_reserve_bytes": parse_reserve,
+    "scrub_bytes_per_s": parse_pace,
     "insecure": _parse_truth,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("auto", "text", "json"),

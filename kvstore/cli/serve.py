@@ -43,6 +43,14 @@ _OPTIONS: Final = {
     "durability": ("disk|os", "acknowledge writes when on disk, or when with the system [disk]"),
     "engine": ("rocksdb|memory", "where records are kept [rocksdb]"),
     "cache_bytes": ("SIZE", "memory for the engine's cache, such as 512MiB [192MiB]"),
+    "disk_reserve_bytes": (
+        "SIZE",
+        "with less than this free on the disk, take no writes but deletes [512MiB]",
+    ),
+    "scrub_bytes_per_s": (
+        "SIZE",
+        "compare copies in the background, so many bytes a second; 0: do not [1MiB]",
+    ),
     "insecure": (None, "listen beyond loopback although there is no authentication yet"),
     "log_level": ("debug|info|warning|error", "the least to log [info]"),
     "log_format": ("auto|text|json", "form of the log; auto is text on a terminal [auto]"),

@@ -135,6 +135,8 @@ def _failure(code: Code, message: str, retry_after_ms: int) -> KVError:
             return ValueTooLarge(message)
         case Code.WRONG_TYPE:
             return WrongType(message)
+        case Code.CORRUPT:
+            return CorruptValue(message)
         case Code.OVERLOADED:
             again = retry_after_ms / 1_000
             return Overloaded(f"{message}; try again in {again:g} s", again)

@@ -41,6 +41,7 @@ async def cluster(call: Call) -> web.Response:
             "slot_count": routes.slot_count,
             "node": node.name,
             "nodes": msgspec.to_builtins(node.members()),
+            "problems": node.status().problems,
         }
     )
 

@@ -158,13 +158,14 @@ SCHEMAS: Final[dict[str, Any]] = {
         "required": ["status"],
     },
     "Cluster": _record(
-        "cluster cluster_id epoch slot_count node nodes",
+        "cluster cluster_id epoch slot_count node nodes problems",
         cluster=_STRING,
         cluster_id=_STRING,
         epoch=_COUNT,
         slot_count=_COUNT,
         node={"type": "string", "description": "Who answers."},
         nodes={"type": "array", "items": ref("schemas", "Member")},
+        problems={"type": "array", "items": _STRING},
     ),
     "Slots": _record(
         "slots next",

@@ -98,6 +98,7 @@ _CODES: Final[Mapping[Code, str]] = {
     Code.DEADLINE: "deadline-exceeded",
     Code.UNKNOWN: "outcome-unknown",
     Code.WRONG_TYPE: "wrong-type",
+    Code.CORRUPT: "corrupt-value",
 }
 assert set(_CODES) == set(Code), "every failure of an operation has its problem"
 

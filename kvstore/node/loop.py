@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cluster.messages import SlotMessage
     from cluster.slot_table import SlotTable
     from kvstore.node.clock import Clock
+    from kvstore.node.health import Health
     from kvstore.node.peers import Peers
     from kvstore.node.router import Router
     from kvstore.node.watching import Watching
@@ -62,6 +63,7 @@ class CoreLoop:
         self.peers: Peers | None = None
         self.router: Router | None = None
         self.watching: Watching | None = None
+        self.health: Health | None = None
         self.ticks_total = 0
 
     def wake(self) -> None:
@@ -105,6 +107,8 @@ class CoreLoop:
             watching.tell(out.watched)
         if out.leads_changed:
             self._on_leads_changed(out.leads_changed)
+        if out.alarms and self.health is not None:
+            self.health.on_alarms(out.alarms)
         router.end_tick()
 
     def _synced(self, after: Mapping[NodeId, list[SlotMessage]]) -> None:

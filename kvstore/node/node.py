@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cluster.operations import Code, Failed, Found, Get
+from cluster.scrub import BYTES_PER_S_DEFAULT
 from cluster.slot_table import SlotTable
 from cluster.swim import Swim
 from cluster.swim_settings import SwimSettings
@@ -29,6 +30,7 @@ from kvstore.node.clock import SystemClock
 from kvstore.node.directory import Directory
 from kvstore.node.gathering import Awaited
 from kvstore.node.gossip import GossipDriver
+from kvstore.node.health import Health
 from kvstore.node.loop import CoreLoop
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.peers import Peers, make_hello
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from kvstore.node.gathering import Waiter
     from kvstore.node.spreading import Aside
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
+    from kvstore.storage.disk_space import DiskSpace
     from kvstore.storage.engine import Engine
     from kvstore.storage.group_commit import Commit
     from kvstore.wire.protocol import Founding, Hello, Leads, Request, Routes
@@ -103,6 +106,8 @@ class Node:
         clock: Clock | None = None,
         rng: random.Random | None = None,
         aside: Aside = asyncio.to_thread,
+        space: DiskSpace | None = None,
+        scrub_bytes_per_s: int = BYTES_PER_S_DEFAULT,
     ) -> None:
         self.id = me.id
         self.name = me.name
@@ -140,6 +145,7 @@ class Node:
             self._rng,
         )
         self.board = StatusBoard(self)
+        self.health = Health(space, scrub_bytes_per_s, self.board.name_of, self.clock)
         self.store = TickStore(engine)
         self.watching = Watching(self.clock.now_ms)
         self.table: SlotTable
@@ -197,6 +203,8 @@ class Node:
         self.watching.begin(self.table, topology.slot_count, self.core.wake)
         self.core.peers, self.core.router = self.peers, self.router
         self.core.watching = self.watching
+        self.core.health = self.health
+        self.health.begin(self.table)
         self.core.wake()
         swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
         self.gossip = GossipDriver(
@@ -213,6 +221,7 @@ class Node:
 
     def _tick(self) -> None:
         self.core.wake()
+        self.health.tick()
         self.table.tick()
         self.router.tick()
         self.peers.tick()

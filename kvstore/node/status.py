@@ -81,6 +81,12 @@ class StatusBoard:
             )
         return found
 
+    def name_of(self, node: NodeId) -> str:
+        """A member's name; its id if the topology does not list it."""
+        topology = self._node.topology
+        listed = topology.node(node) if topology is not None else None
+        return listed.name if listed is not None else f"{node:012x}"
+
     def slot_status(self, slot: int) -> SlotStatus:
         """Where a slot lives, as far as this node knows; members are named only by one of them."""
         node = self._node
@@ -145,6 +151,22 @@ class StatusBoard:
             commit.syncs,
             sync_ms,
             self._problems(sync_ms),
+            *self._health(),
+        )
+
+    def _health(self) -> tuple[int, ...]:
+        """Free space, and what the background comparison did and found."""
+        node = self._node
+        if node.topology is None:
+            return ()
+        scrub = node.table.scrub
+        return (
+            node.health.free_bytes,
+            scrub.bytes_total,
+            scrub.passes_total,
+            scrub.found_total,
+            scrub.damaged,
+            scrub.repaired_total,
         )
 
     def _problems(self, sync_ms: float) -> list[str]:
@@ -157,4 +179,5 @@ class StatusBoard:
             unlinked = [n for n, up in node.peers.names().items() if not up]
             names = {n.id: n.name for n in node.topology.nodes}
             problems += [f"no connection to {names[n]}" for n in unlinked]
+            problems += node.health.problems()
         return problems

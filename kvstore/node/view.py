@@ -64,6 +64,13 @@ class NodeStatus(msgspec.Struct, frozen=True):
     syncs_total: int
     sync_ms_mean: float
     problems: list[str]
+    disk_free_bytes: int = 0
+    scrub_bytes_total: int = 0
+    """Compared with the other members' copies (rule 18)."""
+    scrub_passes_total: int = 0
+    damage_found_total: int = 0
+    damaged_copies: int = 0
+    repaired_total: int = 0
 
 
 class NodeView(Protocol):

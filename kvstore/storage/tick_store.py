@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cluster.store import Damage
 from kvstore.storage import keyspace
-from kvstore.storage.engine import Table
+from kvstore.storage.engine import EngineCorruption, Table
 
 if TYPE_CHECKING:
     from kvstore.storage.engine import Batch, Engine
@@ -37,7 +38,10 @@ class TickStore:
             pending = self._records.get(record_key, _MISSING)
             if pending is not _MISSING:
                 return pending  # type: ignore[return-value]
-        return self._engine.get(Table.RECORDS, record_key)
+        try:
+            return self._engine.get(Table.RECORDS, record_key)
+        except EngineCorruption as error:
+            raise Damage(str(error)) from error
 
     def write(self, record_key: bytes, record: bytes | None) -> None:
         """Put or remove a record."""
@@ -51,7 +55,7 @@ class TickStore:
         """User keys and records in order from ``begin`` on."""
         self.flush()
         end = keyspace.prefix_end(prefix)
-        rows = self._engine.scan(Table.RECORDS, prefix + begin, end, limit=limit)
+        rows = self._scan(Table.RECORDS, prefix + begin, end, limit)
         cut = len(prefix)
         return [(key[cut:], record) for key, record in rows]
 
@@ -64,8 +68,16 @@ class TickStore:
         self.flush()
         begin = prefix + (above + 1).to_bytes(8, "big")
         end = keyspace.prefix_end(prefix)
-        rows = self._engine.scan(Table.LOG, begin, end, limit=_LOG_ROWS_MAX)
+        rows = self._scan(Table.LOG, begin, end, _LOG_ROWS_MAX)
         return [(int.from_bytes(key[-8:], "big"), entry) for key, entry in rows]
+
+    def _scan(
+        self, table: Table, begin: bytes, end: bytes, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._engine.scan(table, begin, end, limit=limit)
+        except EngineCorruption as error:
+            raise Damage(str(error)) from error
 
     def drop_log(self, prefix: bytes, first: int, end: int) -> None:
         """Remove entries, one by one: see `keyspace` for why."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cluster.messages import SlotMessage
     from cluster.operations import Operation, Result
     from cluster.outputs import Changed, Told
+    from cluster.scrub import Finding
 
 SLOT = 0
 MEMBERS = (1, 2, 3)
@@ -85,6 +86,7 @@ class Node:
         self.unsynced: list[tuple[NodeId, SlotMessage]] = []
         self.watched: list[Changed | Told] = []
         """What watchers were told, in order."""
+        self.alarms: list[Finding] = []
         self._open()
 
     def _open(self) -> None:
@@ -124,6 +126,7 @@ class Node:
         self.watched += out.watched
         if out.leads_changed:
             self.cluster.tell_leads(self)
+        self.alarms += out.alarms
         self.table.check()
 
     def sync(self) -> None:
@@ -410,6 +413,21 @@ class Cluster:
         """What the node's store holds now, whoever may see it; None for nothing."""
         record = self.nodes[at].store.read(self.slot(at).prefix + key)
         return None if record is None else msgpack.unpackb(decode_record(record).value)
+
+    def rot(self, at: NodeId, key: bytes, record: bytes | None = None) -> None:
+        """Change a record on a node's disk behind its back: one bit, or to another record."""
+        node = self.nodes[at]
+        record_key = node.slot.prefix + key
+        if record is None:
+            record = node.engine.get(Table.RECORDS, record_key)
+            assert record is not None
+            record = record[:-1] + bytes([record[-1] ^ 1])
+        batch = node.engine.batch()
+        if record:
+            batch.put(Table.RECORDS, record_key, record)
+        else:
+            batch.delete(Table.RECORDS, record_key)
+        node.engine.write(batch)
 
     def log(self, at: NodeId) -> list[LogEntry]:
         node = self.nodes[at]

@@ -16,8 +16,10 @@ from cluster.limits import (
     SLOT_COUNT_DEFAULT,
     SLOT_COUNT_MAX,
 )
+from cluster.scrub import BYTES_PER_S_DEFAULT
 from kvstore.errors import SetupError
-from kvstore.settings import CACHE_BYTES_DEFAULT, NodeSettings, load_settings
+from kvstore.settings import NodeSettings, load_settings
+from kvstore.sizes import CACHE_BYTES_DEFAULT, DISK_RESERVE_BYTES_DEFAULT
 from kvstore.storage import rocksdb
 
 
@@ -63,6 +65,8 @@ def test_without_anything_it_is_a_node_of_its_own_on_loopback() -> None:
         durability="disk",
         engine="rocksdb",
         cache_bytes=CACHE_BYTES_DEFAULT,
+        disk_reserve_bytes=DISK_RESERVE_BYTES_DEFAULT,
+        scrub_bytes_per_s=BYTES_PER_S_DEFAULT,
         insecure=False,
         log_level="info",
         log_format="auto",
@@ -170,6 +174,8 @@ def test_an_empty_variable_counts_as_not_set(toml: Path) -> None:
         ("engine", "lmdb", "rocksdb, memory"),
         ("cache_bytes", "64MB", "KiB, MiB or GiB"),
         ("cache_bytes", "1", "from 8MiB"),
+        ("disk_reserve_bytes", "-1", "from 0 to 1024GiB"),
+        ("scrub_bytes_per_s", "2GiB", "from 0 to 1GiB a second"),
         ("insecure", "maybe", "true or false"),
         ("log_level", "loud", "debug, info, warning, error"),
         ("log_format", "xml", "auto, text, json"),
