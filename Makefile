@@ -51,6 +51,11 @@ bench: $(VENV)/installed ## measure a real 3-node cluster
 bench-failover: $(VENV)/installed ## measure what clients notice when a node dies, freezes or returns
 	@$(BIN)/python -m scripts.bench_failover
 
+SEEDS ?= 0:200
+.PHONY: simulate
+simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000
+	@$(BIN)/python -m tests.simulation.simulate $(SEEDS) $(if $(LOG),--log $(LOG))
+
 .PHONY: lock
 lock: ## renew requirements.lock after a change of pyproject.toml (needs uv)
 	@uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml

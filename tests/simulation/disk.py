@@ -1,0 +1,101 @@
+"""A disk in memory that forgets what was not synced, and takes its time to sync.
+
+Batches are visible at once and durable when a sync that began after them has ended, as in
+`kvstore.storage.group_commit`. A crash keeps any prefix of what no sync has covered: that is what a
+write-ahead log may come back with. A sync may fail; then nothing more is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from kvstore.storage.engine import EngineError
+from kvstore.storage.memory import MemoryEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
+
+    from kvstore.storage.engine import Batch
+    from tests.simulation.process_loop import Process
+
+
+class Disk:
+    """What outlives a process.
+
+    Args:
+        rng: For sync times and crashes.
+        sync_seconds: A usual sync.
+    """
+
+    def __init__(self, rng: Random, sync_seconds: float) -> None:
+        self.rng = rng
+        self.engine = MemoryEngine()
+        self.sync_seconds = sync_seconds
+        self.slow_chance = 0.0
+        """How often a sync takes fifty times as long."""
+        self.fail_next_sync = False
+
+    def crash(self) -> None:
+        """The process or the machine is gone: any prefix of what was not synced stays."""
+        unsynced = self.engine.written - self.engine.synced
+        self.engine.crash(keep=self.rng.randrange(unsynced + 1))
+
+    def next_sync_seconds(self) -> float:
+        """How long the sync that begins now takes."""
+        seconds = self.sync_seconds * (0.5 + self.rng.random())
+        return seconds * 50 if self.rng.random() < self.slow_chance else seconds
+
+
+class DiskCommit:
+    """See `kvstore.storage.group_commit.Commit`; one sync at a time, in virtual time."""
+
+    def __init__(self, disk: Disk, process: Process, on_error: Callable[[Exception], None]) -> None:
+        self.batches = 0
+        self.syncs = 0
+        self.sync_seconds_total = 0.0
+        self.last_sync_seconds = 0.0
+        self._disk = disk
+        self._process = process
+        self._on_error = on_error
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._syncing = False
+        self._failed = False
+
+    def write(self, batch: Batch, done: Callable[[], None]) -> None:
+        """Visible now, durable after the next sync."""
+        if self._failed:
+            return
+        engine = self._disk.engine
+        engine.write(batch)
+        self.batches += 1
+        self._waiting.append((engine.written, done))
+        if not self._syncing:
+            self._begin_sync()
+
+    def _begin_sync(self) -> None:
+        self._syncing = True
+        seconds = self._disk.next_sync_seconds()
+        self._process.call_later(seconds, self._end_sync, self._disk.engine.written, seconds)
+
+    def _end_sync(self, covered: int, seconds: float) -> None:
+        disk = self._disk
+        if disk.fail_next_sync:
+            disk.fail_next_sync = False
+            self._failed = True
+            self._on_error(EngineError("the sync failed"))
+            return
+        disk.engine.sync_through(covered)
+        self.syncs += 1
+        self.last_sync_seconds = seconds
+        self.sync_seconds_total += seconds
+        while self._waiting and self._waiting[0][0] <= covered:
+            self._waiting.popleft()[1]()
+        self._syncing = False
+        if self._waiting:
+            self._begin_sync()
+
+    async def close(self) -> None:
+        """A node that stops cleanly syncs once more."""
+        self._disk.engine.sync()

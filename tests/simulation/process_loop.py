@@ -1,0 +1,264 @@
+"""Processes on a virtual clock: each has an event loop of its own, all share one heap of time.
+
+The production code of nodes and clients runs on asyncio, so a simulated process *is* an event loop.
+`Universe` knows what happens next, whoever it happens to, and turns the clock straight there. A
+process runs in turns: what is due when a turn begins is run in order, and the turn takes time, so
+that what arrives meanwhile is found together by the next turn. That is how a real loop gathers its
+ticks, and what coalesces frames and fsyncs here as there.
+
+A process that is killed never runs again: nothing of it is woken, and what its remains do has no
+effect. One that is paused (SIGSTOP) runs what has gathered when it is resumed.
+
+Everything is decided by one seeded generator and by the order of events; `trace` is a hash of the
+order, so two runs of one seed can be compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+from asyncio import events
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Coroutine
+    from random import Random
+
+    from tests.simulation.network import Network
+
+T = TypeVar("T")
+
+TURN_SECONDS = 20e-6
+HANDLE_SECONDS = 5e-6
+"""What a turn and each of its callbacks cost, roughly as on a real machine."""
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+class Universe:
+    """Time, and what happens when."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.now = 0.0
+        self.steps = 0
+        self.failure: BaseException | None = None
+        """The first thing that nobody caught, in whatever process."""
+        self.log: list[str] | None = None
+        """What happened, for people; filled only if asked for."""
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._trace = hashlib.blake2b(digest_size=8)
+        self._graves: list[Process] = []
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Do it then; actions of one moment run in the order in which they were asked for."""
+        heapq.heappush(self._heap, (max(when, self.now), next(self._order), action))
+
+    def note(self, *words: object) -> None:
+        """Into the trace, and into the log if there is one."""
+        line = " ".join(map(str, words))
+        self._trace.update(line.encode())
+        if self.log is not None:
+            self.log.append(f"{self.now:10.6f} {line}")
+
+    @property
+    def trace(self) -> str:
+        """A hash of all that was noted, and of how many steps there were."""
+        return f"{self._trace.copy().hexdigest()}-{self.steps}"
+
+    def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
+        """Let time pass; whether `stop` said so before it was over.
+
+        Raises:
+            Violation: something raised that no process caught.
+        """
+        heap = self._heap
+        while heap and heap[0][0] <= until:
+            self.now, _, action = heapq.heappop(heap)
+            self.steps += 1
+            action()
+            if self.failure is not None:
+                raise Violation(f"uncaught: {self.failure!r}") from self.failure
+            if stop is not None and stop():
+                return True
+        self.now = max(self.now, until)
+        return False
+
+    def bury(self, process: Process) -> None:
+        """Keep what is left of a process: its coroutines must not be finalised midway."""
+        self._graves.append(process)
+
+
+class Process:
+    """One process: an event loop whose time is the universe's.
+
+    It has the methods of `asyncio.AbstractEventLoop` that asyncio itself, nodes and clients call.
+
+    Args:
+        universe: Its time.
+        network: Its sockets.
+        host: Its name; addresses are ``host:port``.
+    """
+
+    def __init__(self, universe: Universe, network: Network, host: str) -> None:
+        self.universe = universe
+        self.network = network
+        self.host = host
+        self.alive = True
+        self.paused = False
+        self._as_loop: Any = self
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = count()
+        self._free_at = 0.0
+        self._woken_for = float("inf")
+        self._exceptions: Callable[[dict[str, Any]], None] | None = None
+
+    # -- life --------------------------------------------------------------------------------
+
+    def run_within(self, function: Callable[[], T]) -> T:
+        """Call something as if this loop were running it."""
+        before = events._get_running_loop()
+        events._set_running_loop(self._as_loop)
+        try:
+            return function()
+        finally:
+            events._set_running_loop(before)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task from outside."""
+        return self.run_within(lambda: self.create_task(coroutine))
+
+    def kill(self) -> None:
+        """It never runs again."""
+        self.alive = False
+        self._ready.clear()
+        self._timers.clear()
+        self.universe.bury(self)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.paused = False
+        self._woken_for = float("inf")
+        self._wake(self.universe.now)
+
+    def _wake(self, when: float) -> None:
+        if not self.alive or self.paused:
+            return
+        when = max(when, self._free_at, self.universe.now)
+        if when < self._woken_for:
+            self._woken_for = when
+            self.universe.at(when, lambda: self._turn(when))
+
+    def _turn(self, due: float) -> None:
+        if not self.alive or self.paused or due != self._woken_for:
+            return
+        self._woken_for = float("inf")
+        now, timers, ready = self.universe.now, self._timers, self._ready
+        while timers and timers[0][0] <= now:
+            timer = heapq.heappop(timers)[2]
+            if not timer.cancelled():
+                ready.append(timer)
+        turn = len(ready)
+        before = events._get_running_loop()
+        events._set_running_loop(self._as_loop)
+        try:
+            for _ in range(turn):
+                if not ready:  # it was killed by itself
+                    break
+                handle = ready.popleft()
+                if not handle.cancelled():
+                    handle._run()
+        finally:
+            events._set_running_loop(before)
+        self._free_at = now + TURN_SECONDS + turn * HANDLE_SECONDS
+        if ready:
+            self._wake(self._free_at)
+        elif timers:
+            self._wake(timers[0][0])
+
+    # -- what asyncio asks of a loop -----------------------------------------------------------
+
+    def time(self) -> float:
+        return self.universe.now
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return not self.alive
+
+    def call_soon(
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self._as_loop, context)
+        if self.alive:
+            self._ready.append(handle)
+            self._wake(self.universe.now)
+        return handle
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.universe.now + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self._as_loop, context)
+        if self.alive:
+            heapq.heappush(self._timers, (when, next(self._order), handle))
+            self._wake(when)
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is passed over when its time comes."""
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self._as_loop)
+
+    def create_task(
+        self, coroutine: Any, *, name: str | None = None, context: Any = None
+    ) -> asyncio.Task[Any]:
+        return asyncio.Task(coroutine, loop=self._as_loop, name=name, context=context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """In a process of ours nothing may be left uncaught."""
+        if self.alive and self.universe.failure is None:
+            error = context.get("exception")
+            self.universe.failure = error or RuntimeError(str(context.get("message")))
+
+    async def create_server(
+        self, factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:
+        return self.network.listen(self, factory, int(port))
+
+    async def create_connection(
+        self, factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> tuple[Any, Any]:
+        return await self.network.connect(self, factory, f"{host}:{port}")
