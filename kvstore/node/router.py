@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kvstore.node.admission import Admission
     from kvstore.node.gathering import Ticket, Waiter
 
+K = TypeVar("K")
 _TOO_LARGE = Failed(Code.TOO_LARGE, "the operation does not fit into one frame to its primary")
 
 
@@ -329,11 +330,21 @@ class Router:
         """Answer everything as if its time were over: this node serves nothing any more."""
         self._give_up(set(self._gatherings))
 
+    def _stay(self, over: set[Gathering]) -> set[Ticket]:
+        """What is over leaves in this tick no more; returns it."""
+        found: set[Ticket] = set()
+        for key, tickets in list(self._leaving.items()):
+            taken = {ticket for ticket in tickets if ticket[0] in over}
+            if taken:
+                found |= taken
+                self._leaving[key] = [ticket for ticket in tickets if ticket not in taken]
+        return found
+
     def _give_up(self, over: set[Gathering]) -> None:
         """Answer what is missing: "unavailable" if no primary was given it, else "unknown" (R4).
 
-        What waited for a primary, here or held by one that is being established, is carried out no
-        more.
+        What waited for a primary, here or held by one that is being established, or was about to
+        leave for one, is carried out no more.
         """
         slots = {
             number
@@ -343,6 +354,7 @@ class Router:
         }
         waiting: set[Ticket] = set(self._table.withdraw(slots, lambda ticket: ticket[0] in over))
         waiting.update(self._parked.withdraw(lambda ticket: ticket[0] in over))
+        waiting |= self._stay(over)
         for gathering in over:
             for index, result in enumerate(gathering.results):
                 if result is None:

@@ -252,6 +252,20 @@ def test_what_waits_for_a_primary_is_dropped_when_its_caller_is_gone(
     assert stays.responses == []
 
 
+def test_what_is_about_to_leave_when_its_time_is_over_stays_and_is_refused(site: Site) -> None:
+    site.table.leader = OTHER
+    caller = Caller()
+    request = Request(7, 5, 100, False, 1_000, 0, [Incr(b"n", 1)], [])
+    site.router.submit(request, caller.responses.append, caller)
+    site.ms += 1_000
+    site.router.tick()  # before the end of the tick in which it came
+    site.router.end_tick()
+    (result,) = caller.results
+    assert isinstance(result, Failed)
+    assert result.code is Code.UNAVAILABLE
+    assert site.sent == []
+
+
 def test_what_nobody_waits_for_counts_no_more(site: Site) -> None:
     callers = [site.ask(Put(b"k", RAW), Get(b"k")) for _ in range(3)]
     assert (site.admission.requests, site.admission.operations) == (3, 6)

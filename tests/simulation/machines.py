@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.topology import Node as Member
 from kvstore.client.aio import AsyncClient
@@ -14,10 +15,12 @@ from tests.simulation.disk import Disk, DiskCommit
 from tests.simulation.process_loop import Process
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
 
     from tests.simulation.network import Network
     from tests.simulation.process_loop import Universe
+
+T = TypeVar("T")
 
 PORT, HTTP_PORT = 7401, 8401
 WALL_MS = 1_700_000_000_000
@@ -76,11 +79,17 @@ class Machine:
             replicas=3,
             clock=self.clock,
             rng=Random(self.rng.getrandbits(64)),
+            aside=_beside,
         )
 
         async def serve() -> None:
-            await node.server.listen(self.host, PORT, "--port")
-            await node.start()
+            await node.server.bind(self.host, PORT, "--port")  # in the order of `kvstore.process`
+            if node.is_founded:
+                await node.start()
+                await node.server.serve()
+            else:
+                await node.server.serve()
+                await node.start()
 
         process.create_task(serve()).add_done_callback(_surface)
 
@@ -101,12 +110,25 @@ class Machine:
         """SIGTERM; the process is gone when the task is done and `crash` was called."""
         assert self.process is not None
         assert self.node is not None
-        return self.process.spawn(self.node.close())
+        node = self.node
+
+        async def end() -> None:
+            if node.topology is not None:
+                await node.retire()
+            await node.close()
+
+        return self.process.spawn(end())
 
     @property
     def running(self) -> bool:
         """Whether there is a process, paused or not."""
         return self.process is not None
+
+
+async def _beside(function: Callable[..., T], *arguments: Any) -> T:
+    """What a thread would do, in no time."""
+    await asyncio.sleep(0)
+    return function(*arguments)
 
 
 def _surface(task: asyncio.Task[None]) -> None:

@@ -85,12 +85,10 @@ class Network:
         delay = self.delay_seconds * (0.5 + rng.random())
         return delay * 50 * rng.random() if rng.random() < self.slow_chance else delay
 
-    def listen(self, process: Process, factory: Callable[[], Any], port: int) -> Listener:
+    def open(self, address: str, process: Process, factory: Callable[[], Any]) -> None:
         """Take connections to ``host:port``."""
-        address = f"{process.host}:{port}"
         assert address not in self._listeners
         self._listeners[address] = (process, factory)
-        return Listener(self, address, port)
 
     def close(self, address: str) -> None:
         """Take no more."""
@@ -127,15 +125,19 @@ class Network:
 class Listener:
     """What `create_server` returns."""
 
-    def __init__(self, network: Network, address: str, port: int) -> None:
-        self._network, self._address, self._port = network, address, port
+    def __init__(self, process: Process, factory: Callable[[], Any], port: int) -> None:
+        self._process, self._factory, self._port = process, factory, port
         self.sockets = (self,)
 
     def getsockname(self) -> tuple[str, int]:
-        return self._address.rpartition(":")[0], self._port
+        return self._process.host, self._port
+
+    async def start_serving(self) -> None:
+        address = f"{self._process.host}:{self._port}"
+        self._process.network.open(address, self._process, self._factory)
 
     def close(self) -> None:
-        self._network.close(self._address)
+        self._process.network.close(f"{self._process.host}:{self._port}")
 
 
 class Transport(asyncio.Transport):

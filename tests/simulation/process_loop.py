@@ -23,6 +23,8 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.simulation.network import Listener
+
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Coroutine
@@ -254,9 +256,18 @@ class Process:
             self.universe.failure = error or RuntimeError(str(context.get("message")))
 
     async def create_server(
-        self, factory: Any, host: Any = None, port: Any = None, **_: Any
-    ) -> Any:
-        return self.network.listen(self, factory, int(port))
+        self,
+        factory: Any,
+        host: Any = None,
+        port: Any = None,
+        *,
+        start_serving: bool = True,
+        **_: Any,
+    ) -> Listener:
+        listener = Listener(self, factory, int(port))
+        if start_serving:
+            await listener.start_serving()
+        return listener
 
     async def create_connection(
         self, factory: Any, host: Any = None, port: Any = None, **_: Any

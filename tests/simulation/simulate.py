@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import structlog
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.simulation.checkers import Undecided
@@ -55,7 +54,7 @@ def run_seeds(seeds: range) -> list[Summary]:
 
 def quiet() -> None:
     """Nodes that are killed by the hundred have much to say."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger("kvstore").setLevel(logging.CRITICAL)
 
 
 def parse_seeds(text: str) -> range:

@@ -18,7 +18,7 @@ from tests.simulation.world import World
 if TYPE_CHECKING:
     from tests.simulation.planted import Plant
 
-CHUNKS, CHUNK_SEEDS = 6, 4
+CHUNKS, CHUNK_SEEDS = 4, 3
 CHEAP: list[Plant] = [accept_gap, commit_on_one, conflict_not_logged, retry_not_looked_up]
 PLANTED_SEEDS_MAX = 20
 

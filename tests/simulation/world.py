@@ -278,10 +278,10 @@ class World:
         )
 
     def replicas(self) -> list[list[tuple[Machine, Slot]]]:
-        """By slot, who holds it."""
-        held: list[list[tuple[Machine, Slot]]] = [[] for _ in range(SLOT_COUNT)]
+        """By slot, who holds it; the system slot is the last."""
+        held: list[list[tuple[Machine, Slot]]] = [[] for _ in range(SLOT_COUNT + 1)]
         for machine, node in self.nodes():
-            for slot in node.table.slots[:SLOT_COUNT]:
+            for slot in node.table.slots:
                 if slot is not None and slot.holds_state:
                     held[slot.number].append((machine, slot))
         return held
