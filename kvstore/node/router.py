@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from kvstore.node.admission import Admission
     from kvstore.node.gathering import Ticket, Waiter
 
-K = TypeVar("K")
 _TOO_LARGE = Failed(Code.TOO_LARGE, "the operation does not fit into one frame to its primary")
 
 
