@@ -51,6 +51,10 @@ bench: $(VENV)/installed ## measure a real 3-node cluster
 bench-failover: $(VENV)/installed ## measure what clients notice when a node dies, freezes or returns
 	@$(BIN)/python -m scripts.bench_failover
 
+.PHONY: bench-overload
+bench-overload: $(VENV)/installed ## measure five times the load that saturates, and a kill in it
+	@$(BIN)/python -m scripts.bench_overload
+
 SEEDS ?= 0:200
 .PHONY: simulate
 simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000

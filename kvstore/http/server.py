@@ -78,6 +78,7 @@ class HttpRunner(web.AppRunner):
             app,
             access_log=None,
             auto_decompress=False,  # a compressed body is refused, never unfolded
+            handler_cancellation=True,  # nobody waits for it: what has no sequence yet is dropped
             keepalive_timeout=settings.keepalive_seconds_max,
             lingering_time=settings.linger_seconds_max,
             max_line_size=settings.line_bytes_max,

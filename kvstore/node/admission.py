@@ -12,7 +12,7 @@ takeover every write of a slot that was held comes late at once.
 A request whose time is shorter than what requests have to wait now is refused too. The refused are
 told when to come again: later, the more of them there are for each one that is served.
 
-`docs/decisions/0007-overload.md` has the figures.
+`docs/decisions/0010-overload.md` has the figures.
 """
 
 from __future__ import annotations

@@ -376,7 +376,7 @@ class Node:
         not_serving = self.not_serving()
         if not_serving is not None:
             return Response(request.id, [not_serving] * len(request.ops), {})
-        refusal = self.refusal(request)
+        refusal = self.admission.refusal(request)  # counted by the door that answers it
         if refusal is not None:
             return Response(request.id, [refusal] * len(request.ops), {})
         awaited = Awaited(self._loop)

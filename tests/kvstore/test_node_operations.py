@@ -167,6 +167,7 @@ async def test_a_request_without_operations_is_answered(site: Site) -> None:
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "too many positions": ({"seen": [b"", b""]}, "2 positions for 1 operations"),
     "too many offsets": ({"offsets": [0, 1]}, "2 offsets for 1 operations"),
+    "a number twice": ({"ops": [Get(b"k")] * 2, "offsets": [3, 3]}, "given to two operations"),
     "no time": ({"timeout_ms": 0}, "a timeout of 0 ms"),
     "less than no time": ({"timeout_ms": -1}, "a timeout of -1 ms"),
     "for ever": ({"timeout_ms": 2**64 - 1}, f"it must be 1 to {TIMEOUT_MS_MAX}"),

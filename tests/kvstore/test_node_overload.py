@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from cluster.operations import Code, Failed, Incr, Number, Put
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvstore.node.gathering import Waiter
+    from kvstore.node.node import Node
 
 
 async def test_a_hundred_increments_in_flight_share_their_fsyncs() -> None:
@@ -41,22 +43,52 @@ async def test_overload_is_refused_before_any_work_and_counted() -> None:
         assert result.code is Code.OVERLOADED
         assert result.retry_after_ms > 0
         assert harness.refused == {"overloaded": 1}
+        reader, writer = await asyncio.open_connection("127.0.0.1", harness.http_port)
+        writer.write(b"POST /v1/kv/n/incr HTTP/1.1\r\nHost: n\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"Retry-After: 1\r\n" in head
+        assert harness.metrics.refused_total("overloaded") == 2, "each once"
         harness.node.admission.end(1, 0, 1, served=True)
         assert await wire.stored() == {}
 
 
+def answer_nothing(node: Node) -> None:
+    """From now on every request is held, as while slots change their primary."""
+    for slot in node.table.slots:
+        if slot is not None and isinstance(slot.role, Primary):
+            slot.role.handing_to = MEMBER_ID
+
+
+def held(node: Node) -> int:
+    roles = [slot.role for slot in node.table.slots if slot is not None]
+    return sum(len(role.held) for role in roles if isinstance(role, Primary))
+
+
 async def test_a_client_that_is_gone_is_forgotten() -> None:
     async with running() as harness:
+        node = harness.node
         async with harness.client() as wire:
-            for slot in harness.node.table.slots:  # nothing is answered any more
-                if slot is not None and isinstance(slot.role, Primary):
-                    slot.role.handing_to = MEMBER_ID
+            answer_nothing(node)
             await wire.send(put(b"k"))
-            await wait_for_async(lambda: harness.node.router.in_flight == 1, "it arrives")
-        await wait_for_async(lambda: harness.node.router.in_flight == 0, "it is forgotten")
-        assert harness.node.admission.requests == 0
-        held = [s.role.held for s in harness.node.table.slots if s and isinstance(s.role, Primary)]
-        assert not any(held), "it is not carried out when nobody waits for it"
+            await wait_for_async(lambda: node.router.in_flight == 1, "it arrives")
+        await wait_for_async(lambda: node.router.in_flight == 0, "it is forgotten")
+        assert node.admission.requests == 0
+        assert held(node) == 0, "it is not carried out when nobody waits for it"
+
+
+async def test_an_http_client_that_is_gone_is_forgotten() -> None:
+    async with running() as harness:
+        node = harness.node
+        answer_nothing(node)
+        _, writer = await asyncio.open_connection("127.0.0.1", harness.http_port)
+        writer.write(b"POST /v1/kv/n/incr HTTP/1.1\r\nHost: n\r\n\r\n")
+        await wait_for_async(lambda: held(node) == 1, "it arrives")
+        writer.close()
+        await wait_for_async(lambda: node.router.in_flight == 0, "it is forgotten")
+        assert held(node) == 0
+        assert harness.raised == []
 
 
 async def test_a_flood_on_one_connection_lets_others_come_between() -> None:
