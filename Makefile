@@ -60,6 +60,10 @@ SEEDS ?= 0:200
 simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000
 	@$(BIN)/python -m tests.simulation.simulate $(SEEDS) $(if $(LOG),--log $(LOG))
 
+.PHONY: bench-stages
+bench-stages: $(VENV)/installed ## where an operation's processor time goes (needs py-spy)
+	@$(BIN)/python -m scripts.bench_stages
+
 .PHONY: lock
 lock: ## renew requirements.lock after a change of pyproject.toml (needs uv)
 	@uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
@@ -39,7 +40,10 @@ from scripts.bench_phases import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
+
+    from rich.status import Status
 
 NODES: Final = 3
 READY_TIMEOUT_S: Final = 60.0
@@ -71,6 +75,11 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     multiple=True,
     help=f"Only this phase; may be repeated. One of: {', '.join(PHASES)}.",
 )
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Put what is printed into this page, between the lines that mark the place.",
+)
 @click.option("--json", "json_file", type=click.File("w"), help="Write all figures there.")
 @click.option(
     "--keys",
@@ -90,6 +99,7 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def bench(
     seconds: float,
     names: tuple[str, ...],
+    page: Path | None,
     json_file: IO[str] | None,
     key_count: int,
     parent: Path | None,
@@ -112,13 +122,16 @@ def bench(
         setting = (
             f"{NODES} nodes, durability {durability}, {key_count:,} keys, {seconds:g} s a phase"
         )
-        click.echo("\n".join([*machine.lines(), f"cluster      {setting}", ""]))
+        said = [*machine.lines(), f"cluster      {setting}", ""]
+        click.echo("\n".join(said))
         try:
             rows = run(directory, chosen, seconds, key_count, durability, console)
         except (KVError, PhaseFailed) as error:
             raise click.ClickException(str(error)) from error
-    click.echo("\n".join([table(rows), *notes]))
-    click.echo(LEGEND)
+    figures = [table(rows), *notes, LEGEND]
+    click.echo("\n".join(figures))
+    if page is not None:
+        page.write_text(filled(page.read_text(), "\n".join(said + figures)))
     if json_file is not None:
         document = {
             "machine": asdict(machine),
@@ -147,6 +160,21 @@ def run(
         KVError: the cluster does not start, or a call failed.
         PhaseFailed: wrk failed.
     """
+    rows = []
+    with running(directory, key_count, durability, console) as (target, pids, status):
+        for name in names:
+            status.update(name)
+            PHASES[name](target, seconds * WARM_UP_SHARE)
+            meter = Meter(pids)
+            rows.append(meter.row(name, PHASES[name](target, seconds)))
+    return rows
+
+
+@contextmanager
+def running(
+    directory: Path, key_count: int, durability: str, console: Console
+) -> Iterator[tuple[Target, list[int], Status]]:
+    """A cluster that holds the keys, with the ids of its processes and a line on the terminal."""
     first = free_ports(2 * NODES)
     settings = ["--durability", durability, "--log-level", "warning"]
     cluster = LocalCluster(directory, NODES, first, first + NODES, settings)
@@ -160,17 +188,26 @@ def run(
                 target = Target(client, cluster.url, http_url, directory, shuffled_keys(key_count))
                 status.update("storing the keys")
                 load_all(target)
-                rows = []
-                for name in names:
-                    status.update(name)
-                    PHASES[name](target, seconds * WARM_UP_SHARE)
-                    meter = Meter(pids)
-                    rows.append(meter.row(name, PHASES[name](target, seconds)))
-                return rows
+                yield target, pids, status
     finally:
         for number in STOP_SIGNALS:  # a second Ctrl-C must not leave nodes behind
             signal.signal(number, signal.SIG_IGN)
         cluster.stop()
+
+
+def filled(page: str, text: str) -> str:
+    r"""The page with the text in its marked place.
+
+    >>> filled("a\n<!-- figures -->\nold\n<!-- end -->\nb", "new")
+    'a\n<!-- figures -->\n```text\nnew\n```\n<!-- end -->\nb'
+    """
+    before, begin, rest = page.partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise click.ClickException(
+            "the page has no place between <!-- figures --> and <!-- end -->"
+        )
+    return f"{before}{begin}```text\n{text.strip()}\n```\n{end}{after}"
 
 
 def leave(number: int, frame: FrameType | None) -> None:

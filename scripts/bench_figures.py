@@ -112,6 +112,11 @@ def table(rows: list[Row]) -> str:
             + [f"{us:,.0f}" if us >= 100 else f"{us:.1f}" for us in cpu]
             + [f"{mib:.0f}" for mib in row.nodes_rss_mib]
         )
+    return columns(lines)
+
+
+def columns(lines: list[list[str]]) -> str:
+    """Aligned: names at the left, figures at the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])

@@ -216,7 +216,11 @@ start_node() {
         name=$1 program=$2
         shift 2
         if runs "$name"; then echo running; exit; fi
-        command -v "${program%% *}" >/dev/null || { echo "there is no $program here" >&2; exit 1; }
+        command -v "${program%% *}" >/dev/null || {
+            echo "there is no $program on $(uname -n): install ringkv there, or say where it is" \
+                "with --kvstore, or --remote-kvstore for hosts reached by ssh" >&2
+            exit 1
+        }
         detach=nohup
         command -v setsid >/dev/null && detach="nohup setsid"
         $detach $program serve --name "$name" --data-dir "$PWD/$name" "$@" \
@@ -377,9 +381,10 @@ show_what_to_try() {
     say "  $kvstore status"
     say "  $kvstore put greeting hello && $kvstore get greeting"
     say "  curl http://${host_of[0]}:${http_port_of[0]}/v1/kv/greeting"
-    say "  $0 --dir $dir --stop"
+    say "  $0 --stop$(printf ' %q' "${called_with[@]}")"
 }
 
+called_with=(--dir "$dir" "$@")
 parse_arguments "$@"
 settle_arguments
 if $stop; then
