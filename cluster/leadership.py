@@ -7,7 +7,8 @@ next ones only after a delay for each rank, in case the first cannot win. A slot
 somebody who is not its first reachable member is handed over, some slots at a time, as soon as that
 member is in step.
 
-No tick walks all slots: orphans, candidates and slots to hand over are kept as sets.
+No tick walks all slots: orphans, candidates and slots to hand over are kept as sets, and what finds
+those that were lost on the way walks over a part of the slots at a time.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ HANDOVER_SLOTS_MAX = 128
 RETURNING_LOOKS_MAX = 1_024
 """Slots to hand over that one tick looks at; those that are not in step yet are looked at again."""
 
+SWEEP_PARTS = 10
+"""Slots are walked over in so many parts: all at once would stop the loop for some 15 ms."""
+
+SWEEP_PART_MS = LAGGARD_INTERVAL_MS // SWEEP_PARTS
+"""Time from one part to the next."""
+
 HANDOVER_TIMEOUT_MS = 1_000
 """A handover that the other side did not take up is called off after this."""
 
@@ -85,8 +92,9 @@ class Leadership:
         self.handing: dict[int, int] = {}
         """Slots in a handover -> since when."""
         self.catching_up = CatchingUp(slots, ctx)
-        self._laggards: dict[tuple[int, NodeId], int] = {}
-        self._laggards_at_ms = 0
+        self._laggards: list[dict[tuple[int, NodeId], int]] = [{} for _ in range(SWEEP_PARTS)]
+        self._next_part = 0
+        self._swept_at_ms = 0
         self._wanted_ms = -WANTED_MS
 
     def orphan(self, numbers: Iterable[int]) -> None:
@@ -139,9 +147,11 @@ class Leadership:
             self._hand_over()
         if self.catching_up.under_way:
             self.catching_up.tick()
-        if now_ms - self._laggards_at_ms >= LAGGARD_INTERVAL_MS:
-            self._laggards_at_ms = now_ms
-            self._sweep()
+        if due := min((now_ms - self._swept_at_ms) // SWEEP_PART_MS, SWEEP_PARTS):
+            self._swept_at_ms = now_ms
+            for _ in range(due):
+                self._sweep(self._next_part)
+                self._next_part = (self._next_part + 1) % SWEEP_PARTS
 
     def start_candidacies(self) -> None:
         """Ask for orphans whose time has come, as long as there is room; O(orphans)."""
@@ -177,14 +187,15 @@ class Leadership:
             ask(slot, self._ctx)
             self.candidates.add(number)
 
-    def _sweep(self) -> None:
-        """The one walk over all slots, once a second: whatever was lost on the way is found here.
+    def _sweep(self, part: int) -> None:
+        """The one walk over all slots, in parts: whatever was lost on the way is found here.
 
         Slots that nobody is known to lead become orphans, handovers that came to nothing begin
         again, and a primary repeats Establish until nobody is behind (R9).
         """
-        before, self._laggards = self._laggards, {}
-        for number, slot in enumerate(self._slots):
+        before, self._laggards[part] = self._laggards[part], {}
+        for number in range(part, len(self._slots), SWEEP_PARTS):
+            slot = self._slots[number]
             if slot is None:
                 continue
             primary = slot.role
@@ -196,16 +207,20 @@ class Leadership:
             else:
                 if primary.handing_to is None:
                     self.consider_return(slot)
-                self._remind_laggards(slot, primary, before)
+                self._remind_laggards(slot, primary, before, self._laggards[part])
 
     def _remind_laggards(
-        self, slot: Slot, primary: Primary, before: dict[tuple[int, NodeId], int]
+        self,
+        slot: Slot,
+        primary: Primary,
+        before: dict[tuple[int, NodeId], int],
+        now: dict[tuple[int, NodeId], int],
     ) -> None:
         """Say Establish again to peers that are as far behind as a second ago."""
         for peer in primary.peers:
             durable = primary.durable.get(peer, -1)
             if durable < slot.sequence and peer in self._ctx.reachable - self._ctx.full:
-                self._laggards[slot.number, peer] = durable
+                now[slot.number, peer] = durable
                 if before.get((slot.number, peer)) == durable:
                     tell(slot, primary, peer, self._ctx)
 

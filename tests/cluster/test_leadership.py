@@ -1,0 +1,54 @@
+"""What leadership costs: its walk over all slots is cut into parts."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from cluster.leadership import SWEEP_PART_MS, SWEEP_PARTS, Leadership
+from cluster.outputs import Outputs
+from cluster.slot import Context
+from kvstore.storage.memory import MemoryEngine
+from kvstore.storage.tick_store import TickStore
+
+if TYPE_CHECKING:
+    from cluster.slot import Call, Slot
+
+SLOTS = 1_003
+
+
+class Watched(list["Slot | None"]):
+    """Slots that remember which of them were looked at."""
+
+    def __init__(self) -> None:
+        super().__init__([None] * SLOTS)
+        self.seen: list[int] = []
+
+    def __getitem__(self, number: int) -> Slot | None:  # type: ignore[override]
+        self.seen.append(number)
+        return super().__getitem__(number)
+
+
+def replay(slot: Slot, call: Call) -> None:
+    raise AssertionError("nothing is held")
+
+
+def test_no_tick_walks_over_all_slots_and_ten_of_them_do() -> None:
+    slots = Watched()
+    ctx = Context(1, TickStore(MemoryEngine()), Outputs())
+    leadership = Leadership(slots, ctx, random.Random(0), replay)
+    for _ in range(SWEEP_PARTS):
+        ctx.now_ms += SWEEP_PART_MS
+        before = len(slots.seen)
+        leadership.tick()
+        assert len(slots.seen) - before <= SLOTS // SWEEP_PARTS + 1
+    assert sorted(slots.seen) == list(range(SLOTS))
+
+
+def test_ticks_that_come_late_walk_over_what_is_due_at_most_once() -> None:
+    slots = Watched()
+    ctx = Context(1, TickStore(MemoryEngine()), Outputs())
+    leadership = Leadership(slots, ctx, random.Random(0), replay)
+    ctx.now_ms += 100 * SWEEP_PARTS * SWEEP_PART_MS
+    leadership.tick()
+    assert sorted(slots.seen) == list(range(SLOTS))
