@@ -64,6 +64,11 @@ simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make s
 bench-stages: $(VENV)/installed ## where an operation's processor time goes (needs py-spy)
 	@$(BIN)/python -m scripts.bench_stages
 
+.PHONY: bench-page
+bench-page: $(VENV)/installed ## renew the figures of docs/benchmarks.md (needs wrk, py-spy, quiet)
+	@$(BIN)/python scripts/bench.py --page docs/benchmarks.md
+	@$(BIN)/python -m scripts.bench_stages --page docs/benchmarks.md
+
 .PHONY: lock
 lock: ## renew requirements.lock after a change of pyproject.toml (needs uv)
 	@uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml

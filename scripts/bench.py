@@ -131,7 +131,7 @@ def bench(
     figures = [table(rows), *notes, LEGEND]
     click.echo("\n".join(figures))
     if page is not None:
-        page.write_text(filled(page.read_text(), "\n".join(said + figures)))
+        page.write_text(filled(page.read_text(), "figures", "\n".join(said + figures)))
     if json_file is not None:
         document = {
             "machine": asdict(machine),
@@ -195,18 +195,16 @@ def running(
         cluster.stop()
 
 
-def filled(page: str, text: str) -> str:
-    r"""The page with the text in its marked place.
+def filled(page: str, mark: str, text: str) -> str:
+    r"""The page with the text in the place of this mark.
 
-    >>> filled("a\n<!-- figures -->\nold\n<!-- end -->\nb", "new")
-    'a\n<!-- figures -->\n```text\nnew\n```\n<!-- end -->\nb'
+    >>> filled("a\n<!-- x -->\nold\n<!-- end -->\nb", "x", "new")
+    'a\n<!-- x -->\n```text\nnew\n```\n<!-- end -->\nb'
     """
-    before, begin, rest = page.partition("<!-- figures -->\n")
+    before, begin, rest = page.partition(f"<!-- {mark} -->\n")
     _, end, after = rest.partition("<!-- end -->")
     if not end:
-        raise click.ClickException(
-            "the page has no place between <!-- figures --> and <!-- end -->"
-        )
+        raise click.ClickException(f"the page has no <!-- {mark} --> with an <!-- end -->")
     return f"{before}{begin}```text\n{text.strip()}\n```\n{end}{after}"
 
 
