@@ -13,6 +13,7 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from itertools import count
+from random import randbytes
 from typing import TYPE_CHECKING, Final
 
 import psutil
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from kvstore.cli.local_cluster import LocalCluster, LocalNode
 
 BATCH_KEYS: Final = 2_000
-VALUE: Final = b"x" * 98
-"""100 bytes packed."""
+VALUE_BYTES: Final = 98
+"""100 packed; they are random, because what is sent is compressed."""
 
-RECORD_BYTES: Final = 6 + VERSION_BYTES + len(VALUE) + 2
+RECORD_BYTES: Final = 6 + VERSION_BYTES + VALUE_BYTES + 2
 """See `cluster.records`."""
 
 STILL_S: Final = 1.0
@@ -60,7 +61,7 @@ def write(cluster: LocalCluster, keys: Iterable[str]) -> tuple[int, int]:
     written = size = 0
     with kvstore.connect(cluster.url, timeout=60) as client:
         for some in _batches(keys):
-            client.put_many(dict.fromkeys(some, VALUE))
+            client.put_many({key: randbytes(VALUE_BYTES) for key in some})
             written += len(some)
             size += sum(len(key) + RECORD_BYTES for key in some)
     return written, size

@@ -22,6 +22,7 @@ from cluster.limits import PEER_UNSENT_BYTES_MAX
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
 from kvstore.wire.frames import FrameError, encode_frame
+from kvstore.wire.packing import encode_slots
 from kvstore.wire.protocol import (
     MAGIC,
     MESSAGES_MAX,
@@ -29,7 +30,6 @@ from kvstore.wire.protocol import (
     Hello,
     Refused,
     Response,
-    SlotMessages,
     TopologyDocument,
     Welcome,
 )
@@ -107,6 +107,11 @@ class Link:
             return False
         connection.send(frame)
         return True
+
+    def send_bytes(self, frame: bytes) -> None:
+        """As `send`, for a frame that is encoded already."""
+        if self._connection is not None:
+            self._connection.send_bytes(frame)
 
     async def _run(self) -> None:
         pause_s = PAUSE_S_MIN
@@ -270,7 +275,7 @@ class Peers:
         try:
             if len(messages) > MESSAGES_MAX:
                 raise FrameError(f"{len(messages)} messages in one frame")
-            link.send(SlotMessages(messages))
+            link.send_bytes(encode_slots(messages))
         except FrameError:
             if len(messages) == 1:
                 log.error(

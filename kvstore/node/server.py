@@ -20,12 +20,14 @@ from kvstore.log import get_logger
 from kvstore.node.connection import Connection
 from kvstore.node.door import check_operation, check_request, check_system_operation
 from kvstore.wire.frames import FrameError
+from kvstore.wire.packing import unpack
 from kvstore.wire.protocol import (
     PROTOCOL_VERSION,
     Founding,
     Gossip,
     Hello,
     Leads,
+    Packed,
     Refused,
     Request,
     Response,
@@ -132,17 +134,16 @@ class Server:
         return len(self._connections)
 
     async def listen(self, address: str, port: int, flag: str) -> int:
-        """Bind and serve; returns the port (useful for 0).
-
-        Raises:
-            SetupError: the address cannot be bound; the message names `flag`, which changes it.
-        """
+        """`bind` and `serve`; returns the port."""
         bound = await self.bind(address, port, flag)
         await self.serve()
         return bound
 
     async def bind(self, address: str, port: int, flag: str) -> int:
-        """As `listen`, but refuse connections until `serve`: whoever tries goes elsewhere."""
+        """Bind and return the port (useful for 0); until `serve`, who connects is refused.
+
+        `SetupError` where it cannot be bound; its message names `flag`, which changes the address.
+        """
         try:
             self._server = await self._loop.create_server(
                 self._make, address, port, backlog=1024, start_serving=False
@@ -152,8 +153,7 @@ class Server:
                 f"cannot listen on {address}:{port}: {error.strerror or error}; "
                 f"is another node running there? {flag} changes the port"
             ) from error
-        bound: int = self._server.sockets[0].getsockname()[1]
-        return bound
+        return int(self._server.sockets[0].getsockname()[1])
 
     async def serve(self) -> None:
         """Take connections from now on."""
@@ -256,7 +256,7 @@ class Server:
         match frame:
             case Request(system=False):
                 self._on_request(connection, frame)
-            case Request() | SlotMessages() | Leads() | Gossip() if not (
+            case Request() | SlotMessages() | Packed() | Leads() | Gossip() if not (
                 hello.role != "client" and host.knows(hello.node)
             ):
                 self._on_stranger(connection, hello)
@@ -264,6 +264,8 @@ class Server:
                 self._on_request(connection, frame)
             case SlotMessages():
                 host.on_slot_messages(hello.node, frame.messages)
+            case Packed():
+                self._on_packed(connection, hello.node, frame)
             case Gossip():
                 host.on_gossip(hello.node, frame.message, frame.epoch)
             case Leads():
@@ -294,8 +296,13 @@ class Server:
             connection.send(TopologyDocument(document))
             connection.close(f"{hello.name} is not in this node's topology")
             return
-        detail = "only nodes of this cluster may send this"
-        connection.refuse("cluster", detail, kind="stranger")
+        connection.refuse("cluster", "only nodes of this cluster may send this", kind="stranger")
+
+    def _on_packed(self, connection: Connection, sender: NodeId, packed: Packed) -> None:
+        try:
+            self._host.on_slot_messages(sender, unpack(packed).messages)
+        except FrameError as error:
+            connection.refuse("frame", str(error))
 
     def _on_leads(self, connection: Connection, sender: NodeId, leads: Leads) -> None:
         try:

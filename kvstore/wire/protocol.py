@@ -156,6 +156,12 @@ class SlotMessages(msgspec.Struct, frozen=True, array_like=True, tag=81):
     messages: Annotated[list[SlotMessage], msgspec.Meta(max_length=MESSAGES_MAX)]
 
 
+class Packed(msgspec.Struct, frozen=True, array_like=True, tag=86):
+    """`SlotMessages` in bulk: its MessagePack, compressed with zlib (`kvstore.wire.packing`)."""
+
+    data: bytes
+
+
 class Gossip(msgspec.Struct, frozen=True, array_like=True, tag=82):
     """One message of the failure detector, and the epoch of its sender's topology (rule 17)."""
 
@@ -246,6 +252,7 @@ Frame = (
     | Routes
     | Leads
     | SlotMessages
+    | Packed
     | Gossip
     | Founding
     | TopologyQuery

@@ -30,6 +30,7 @@ from kvstore.wire.protocol import (
     Gossip,
     Hello,
     Leads,
+    Packed,
     Refused,
     Request,
     Response,
@@ -75,6 +76,7 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Founding, short_bytes, short_bytes),
     st.builds(Gossip, st.builds(Ping, uint32, st.just([]))),
     st.just(SlotMessages([])),
+    st.builds(Packed, short_bytes),
     st.builds(Watch, short_bytes, st.lists(uint32, max_size=4), st.lists(uint32, max_size=4)),
     st.builds(
         Watched,
