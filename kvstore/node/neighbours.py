@@ -38,6 +38,7 @@ class Neighbours:
         self._reached: dict[NodeId, bool] = {}
         """What the core was told of each peer; nothing while it is only hoped for."""
         self._expected: set[NodeId] = set()
+        self._turn = 0
         self.leads_moved = asyncio.Event()
 
     def knows(self, node: NodeId) -> bool:
@@ -48,6 +49,7 @@ class Neighbours:
 
     def begin(self, members: Iterable[Member]) -> None:
         """Those that the first topology lists; all may be starting just now."""
+        self._node.router.detour = self.detour
         self.adopt(members)
         for other in self._others():
             self._node.table.peer_hoped(other)
@@ -143,6 +145,20 @@ class Neighbours:
         else:
             node.table.peer_down(other)
             node.router.peer_lost(other)  # a frozen node's connections do not break
+
+    def detour(self, slot: int) -> NodeId | None:
+        """Whom to ask for a slot whose leader lives, but out of this node's reach (R10).
+
+        None where that is not so: no leader is known, it can be reached, or nobody hears of it.
+        """
+        leader, swim = self._node.directory.leaders[slot], self._node.gossip.swim
+        if leader is None or self._reached.get(leader, True) or not self.knows(leader):
+            return None
+        if swim.state(leader) is not MemberState.ALIVE:
+            return None
+        helpers = [other for other, reached in self._reached.items() if reached]
+        self._turn += 1
+        return helpers[self._turn % len(helpers)] if helpers else None
 
     # -- what they lead --------------------------------------------------------------------------
 

@@ -77,6 +77,8 @@ class Router:
         self._wake = wake
         self._now_ms = now_ms
         self._admission = admission
+        self.detour: Callable[[int], NodeId | None] = lambda _: None
+        """Who may reach a leader that lives, but out of this node's reach."""
         self._numbers = count(1)
         self._gatherings: dict[Gathering, None] = {}
         self._parked = Parking()
@@ -129,6 +131,8 @@ class Router:
         if self._table.submit(number, call):
             return
         leader = self._table.leader_of(number) or self._table.want(number)
+        if leader in (None, self._me) and gathering.has_waited:
+            leader = self.detour(number)  # R10: whom this node cannot reach, others may
         if leader is None or leader == self._me:
             self._park(ticket)
             return
