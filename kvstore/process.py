@@ -95,6 +95,7 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
         app = make_app(node, metrics, HttpSettings())
         http = await start_http(app, settings.http_host, settings.http_port, flag="--http-port")
         metrics.watch_node(node)
+        metrics.gauge("watches", "Watches open here.", lambda: node.watching.count)
         what = "Bytes sent to other nodes, gossip excepted."
         metrics.total("peer_sent_bytes", what, lambda: node.peers.sent_bytes)
         log.info(
