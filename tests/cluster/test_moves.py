@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cluster import moves, transfer
-from cluster.messages import Accept, Chunk, Establish, Fetch, Gap, Surplus
+from cluster.messages import Accept, Chunk, Confirm, Establish, Fetch, Gap, Surplus
 from cluster.moves import Move, Moves, Stage
+from cluster.operations import Absent
 from cluster.throttle import Throttle
 from tests.cluster.core_harness import MEMBERS, Cluster
 
@@ -109,6 +110,17 @@ def test_a_pause_lets_nothing_set_out_and_nothing_be_copied() -> None:
     assert all(c.holders(number) == {1, 2, 4} for number in range(SLOTS))
 
 
+def test_a_pause_holds_for_a_later_topology_too() -> None:
+    c, table = many()
+    table.paused = True
+    c.want(*((1, 2, 5),) * 3, *((1, 2),) * 3)
+    c.calm_down()
+    slots = c.nodes[1].table.slots
+    configs = [slot.config for slot in slots if slot is not None]
+    assert [config.learners for config in configs] == [(4,), (4,), (), (), (), ()]
+    assert {config.sets for config in configs} == {(MEMBERS,)}
+
+
 def test_a_pause_does_not_stop_at_a_joint_config() -> None:
     c = Cluster(ids=IDS)
     c.hold(1, 2)
@@ -120,6 +132,18 @@ def test_a_pause_does_not_stop_at_a_joint_config() -> None:
     c.release(1, 2)
     c.calm_down()
     assert c.slot(1).config.sets == ((1,),)
+
+
+def test_a_primary_that_moved_itself_away_asks_enough_others_about_a_read() -> None:
+    """R6: it counts for nothing, so a quorum is one peer more."""
+    c = Cluster(ids=IDS)
+    c.want((2, 3, 4))
+    c.settle()
+    assert c.serves(1)
+    asked = c.get(1, b"k")
+    assert sum(len(c.sent(1, node, Confirm)) for node in (2, 3, 4)) == 2
+    c.settle()
+    assert isinstance(asked.answer, Absent)
 
 
 # -- the throttle ------------------------------------------------------------------------------
@@ -165,20 +189,20 @@ def test_a_rate_is_changed_while_a_copy_waits_for_it(monkeypatch: pytest.MonkeyP
 
 
 def test_a_slow_copy_is_not_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reminders come every second; a copy that waits longer for the throttle goes on."""
+    """Reminders come every second; a page may wait longer for the throttle."""
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
     monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     c = Cluster(ids=IDS)
-    for number in range(8):
+    for number in range(3):
         c.put(1, b"%02d" % number, b"v" * 1_000)
     c.settle()
-    c.nodes[1].table.moves.throttle.set_rate(400)
+    c.nodes[1].table.moves.throttle.set_rate(60)
     c.want((1, 2, 4))
-    for _ in range(300):
+    for _ in range(600):
         c.pass_time(100)
         c.settle()
     assert c.holds(4)
-    assert c.nodes[1].table.moves.throttle.spent_total < 2 * 8 * 1_100
+    assert c.nodes[1].table.moves.throttle.spent_total < 1.5 * 3 * 1_100
 
 
 def test_members_that_fell_behind_are_not_throttled() -> None:

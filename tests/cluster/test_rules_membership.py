@@ -5,7 +5,7 @@ Five nodes; the slot begins at 1, 2 and 3. Holding a link is how a move is stopp
 
 from __future__ import annotations
 
-from cluster.ballot import Ballot, Position
+from cluster.ballot import NO_POSITION, Ballot, Position
 from cluster.messages import (
     Accept,
     Ack,
@@ -13,6 +13,8 @@ from cluster.messages import (
     Chunk,
     Drop,
     Establish,
+    Fetch,
+    Gap,
     HandOver,
     Head,
     Prepare,
@@ -192,6 +194,7 @@ def test_r14_while_joint_both_sets_decide() -> None:
     for node in (4, 5):
         c.deliver(node, 1)
     assert asked.answer is None, "no majority of the old members"
+    assert len(c.slot(1).config.sets) == 2
     c = joint(1, 4, 5)
     asked = c.put(1, b"new", 6)
     for node in (2, 3):
@@ -200,6 +203,7 @@ def test_r14_while_joint_both_sets_decide() -> None:
     for node in (2, 3):
         c.deliver(node, 1)
     assert asked.answer is None, "no majority of the new members"
+    assert len(c.slot(1).config.sets) == 2
     c.deliver(1, 4)
     c.sync(4)
     c.deliver(4, 1)
@@ -412,8 +416,11 @@ def test_r9_who_has_left_disturbs_nobody() -> None:
     c.isolate(3)
     c.want((1, 2, 4))
     c.calm_down()
+    c.isolate(1)
     c.inject(3, 2, Ask(SLOT, Ballot(9, 3)))
     assert not c.sent(2, 3, Willing)
+    c.inject(4, 2, Ask(SLOT, Ballot(9, 4)))
+    assert c.sent(2, 4, Willing)
 
 
 # -- rule 15 -----------------------------------------------------------------------------------
@@ -561,6 +568,15 @@ def test_r15_who_left_can_come_back() -> None:
     assert c.holders() == {1, 2, 3}
     assert c.serves(3)
     assert c.value(3, b"k") == 6
+
+
+def test_r15_who_has_left_is_brought_nothing() -> None:
+    c = left_out()
+    at = c.position(3)
+    for stands in (at, None):
+        c.inject(3, 1, Gap(SLOT, c.slot(1).established, stands, (), NO_POSITION))
+    c.inject(3, 1, Fetch(SLOT, c.slot(1).established, b""))
+    assert c.drop(1, 3) == []
 
 
 def test_r15_a_deposed_primary_that_was_left_out_stops() -> None:
