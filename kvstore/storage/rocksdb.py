@@ -16,9 +16,10 @@ atomic across tables, one fsync covers everything. What `rocksdict` 0.3.29 does,
 - A table that is asked after ``close()`` may answer None. Closed means raising here.
 
 Recovery refuses a WAL with a bad checksum and takes one whose last record is cut off
-(``tolerate_corrupted_tail_records``): nothing in the middle is ever skipped silently. It is strict:
-a power cut that leaves garbage instead of a short file after the last sync is refused too, and the
-node comes back from its peers (rule 12). A kill of the process never looks like that.
+(``tolerate_corrupted_tail_records``), unless that record had been synced
+(`kvstore.storage.synced_mark`). It is strict: a power cut that leaves garbage instead of a short
+file after the last sync is refused too, and the node comes back from its peers (rule 12). A kill of
+the process never looks like that.
 
 Memory is the block cache, and what the write buffers use is charged to it. Indexes and filters live
 in the cache as well, so that a node's memory does not grow with its number of keys.
@@ -41,6 +42,7 @@ from kvstore.storage.engine import (
     EngineStats,
     Table,
 )
+from kvstore.storage.synced_mark import SyncedMark, shortfall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,6 +157,7 @@ class RocksEngine:
         self._closed = False
         self._cursors: WeakSet[RocksCursor] = WeakSet()
         self._refuse_headless()
+        self._refuse_short_log()
         self._cache = rocksdict.Cache(cache_bytes)
         options = _options(self._cache, cache_bytes)
         named = {name: options for name in _FAMILIES.values() if name != "default"}
@@ -166,6 +169,7 @@ class RocksEngine:
         self._tables = tuple(
             db if name == "default" else db.get_column_family(name) for name in _FAMILIES.values()
         )
+        self._mark = SyncedMark(path)
         self._families = [db.get_column_family_handle(name) for name in _FAMILIES.values()]
 
     def get(self, table: Table, key: bytes) -> bytes | None:
@@ -203,10 +207,12 @@ class RocksEngine:
 
     def sync(self) -> None:
         """Fsync the write-ahead log, letting Python run meanwhile."""
+        covered = self._mark.before_sync()
         try:
             self._db.flush_wal(True)
         except Exception as exc:
             raise self.translated(exc) from exc
+        self._mark.after_sync(covered)
 
     def scan(
         self, table: Table, begin: bytes, end: bytes, *, limit: int
@@ -266,6 +272,7 @@ class RocksEngine:
             self.sync()
         finally:
             self._closed = True
+            self._mark.close()
             for cursor in self._cursors:
                 cursor.close()
             self._families.clear()
@@ -301,6 +308,12 @@ class RocksEngine:
             left = sorted(p.name for p in self._path.glob("*") if p.suffix in {".sst", ".log"})
             if left:
                 raise self._corruption(f"CURRENT is missing, {', '.join(left[:3])} still there")
+
+    def _refuse_short_log(self) -> None:
+        """RocksDB takes whatever it cannot read at the end of a log for a write under way."""
+        missing = shortfall(self._path)
+        if missing:
+            raise self._corruption(f"synced writes are lost: {missing}")
 
     def _iterator(self, table: Table, begin: bytes, end: bytes | None) -> rocksdict.RdictIter:
         # The bound lets RocksDB stop early instead of stepping over what was deleted beyond.
