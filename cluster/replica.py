@@ -49,15 +49,13 @@ def apply(
 def on_accept(slot: Slot, sender: NodeId, accept: Accept, ctx: Context) -> None:
     """Take the primary's next operation, or say what is in the way (R2)."""
     ballot = accept.ballot
-    if slot.established == ballot == slot.promised and accept.sequence <= slot.sequence + 1:
+    in_ballot = slot.established == ballot == slot.promised and not slot.damaged  # R18
+    if in_ballot and accept.sequence <= slot.sequence + 1:
         if accept.sequence == slot.sequence + 1:
             if ctx.full and is_refused(accept.changes, ctx):
                 return
             apply(slot, accept.sequence, accept.entry, accept.changes, accept.config, ctx)
-            if slot.copy is not None and slot.copy.ballot == ballot:
-                follow(slot, slot.copy, sender, accept, ctx)
-        if not slot.damaged:  # R18: it does not hold what it would acknowledge
-            ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
+        ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
     elif slot.promised > ballot:
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
     elif slot.copy is not None and slot.copy.ballot == ballot:
@@ -109,7 +107,8 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
         ctx.out.send[sender].append(Refuse(slot.number, slot.promised))
         return
     entered = slot.holds_state and slot.established == ballot
-    if slot.holds_state and not entered and slot.position == establish.base:
+    whole = slot.holds_state and not slot.damaged
+    if whole and not entered and slot.position == establish.base:
         step_down(slot, ctx)
         slot.copy = None
         slot.promised = slot.established = ballot
@@ -117,11 +116,11 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
         slot.save(ctx)
     if slot.copy is not None and slot.copy.ballot == ballot:
         slot.copy.heard_ms = ctx.now_ms
-    in_ballot = slot.holds_state and slot.established == ballot
-    in_step = in_ballot and slot.sequence >= establish.newest and not slot.damaged
+    in_ballot = whole and slot.established == ballot
+    in_step = in_ballot and slot.sequence >= establish.newest
     if not in_step and not (entered and ctx.me in ctx.full):  # full: only what a takeover needs
         send_gap(slot, sender, establish, ctx)
-    if in_ballot and not slot.damaged:
+    if in_ballot:
         ctx.out.after_fsync[sender].append(Ack(slot.number, ballot, slot.sequence))
 
 

@@ -14,11 +14,12 @@ link that is exactly the position that was named. If anything was lost, the memb
 says so, and that answer is void: a busy slot is compared as fast as an idle one, and nothing that
 moves is ever taken for damage.
 
-*A damaged replica* (`Slot.damaged`, durable) acknowledges nothing, does not stand for primary, and
-cannot be best, until the copy has replaced its content; it goes on to promise, because a promise
-speaks of ballots (`docs/decisions/0007-damaged-copies.md`). Its old content stays until the switch.
-Nobody is condemned but by a primary that compared and is right itself, and a primary gives itself
-up only to a member that is right: one undamaged copy is left whatever happens.
+*A damaged replica* (`Slot.damaged`, durable) takes and acknowledges nothing, does not stand for
+primary, and cannot be best, until the copy has replaced its content, which stays until then. It
+goes on to promise, with the position where it stopped: a promise speaks of ballots
+(`docs/decisions/0010-damaged-copies.md`). Nobody is condemned but by a primary that compared and is
+right itself, and a primary gives itself up only to a member that is right and has all that it has:
+one undamaged copy is left whatever happens.
 
 The pace is bytes read here a second; a stretch costs at least `STRETCH_COST_BYTES_MIN`, so that
 thousands of small slots are as cheap as a few large ones.
@@ -231,7 +232,7 @@ class Scrub:
         """Digest the same stretch, if this replica stands where the primary does."""
         mine = Examined(b"", "")
         stands = slot.established == ask.ballot and slot.sequence == ask.sequence
-        if slot.damaged and slot.established == ask.ballot:
+        if slot.damaged and slot.promised <= ask.ballot:
             send_gap(slot, sender, ask, self._ctx)  # the primary has not heard of it, or forgot
         elif slot.holds_state and stands:
             mine = examine(slot, ask.begin, ask.end, ask.rows, self._ctx)
@@ -302,7 +303,7 @@ class Scrub:
             for node in verdict.damaged:
                 check.primary.durable.pop(node, None)
                 condemn = Condemn(slot.number, check.primary.ballot)
-                self._ctx.out.send[node].append(condemn)
+                self._ctx.out.after_fsync[node].append(condemn)
         else:
             self._hand_to(slot, check.primary, verdict)
 
@@ -310,9 +311,11 @@ class Scrub:
         """This primary's copy is the damaged one: somebody who is right takes over (R10, R18)."""
         members = slot.config.members
         heir = next((n for n in members if n in verdict.right & self._ctx.reachable), None)
-        if heir is not None:
+        if heir is None:
+            return
+        self._leadership.begin(slot, primary, heir)
+        if primary.durable.get(heir, -1) == slot.sequence:  # else some operation is on no good copy
             self._give_up(slot)
-            self._leadership.begin(slot, primary, heir)
 
     def _report(self, finding: Finding) -> None:
         place = (finding.slot, finding.node)

@@ -153,16 +153,16 @@ def on_promise(slot: Slot, sender: NodeId, promise: Promise, ctx: Context) -> No
 def best_of(promises: dict[NodeId, Promise], me: NodeId) -> NodeId | None:
     """Who has the highest position; this node itself if nobody has a higher one (R9).
 
-    A damaged replica promises where it stood, but cannot be best (R18). None if nobody undamaged
-    stands as high: somebody who does has to promise too.
+    A damaged replica promises where it stood, but cannot be best (R18). None while its promise is
+    needed for the quorum and nobody undamaged stands as high: somebody who does has to promise too.
     """
     best, position = me, promises[me].position
     for node, promise in promises.items():
         if promise.position > position and not promise.damaged:
             best, position = node, promise.position
-    if any(promise.position > position for promise in promises.values()):
-        return None
-    return best
+    whole = {node for node, promise in promises.items() if not promise.damaged}
+    missed = len(whole) < len(promises) and any(p.position > position for p in promises.values())
+    return None if missed and not is_quorum(whole, promises[best].config) else best
 
 
 def pull(slot: Slot, best: NodeId, promise: Promise, ctx: Context) -> None:

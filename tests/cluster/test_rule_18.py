@@ -284,7 +284,7 @@ def test_a_damaged_replica_acknowledges_nothing() -> None:
     asked = cluster.put(1, b"k07", "new")
     cluster.deliver(1, 3, Accept)
     assert cluster.waits_for_fsync(3, Ack) == []
-    assert cluster.position(3) == cluster.position(1), "it follows, so that its copy can"
+    assert cluster.position(3) < cluster.position(1), "what it does not hold it does not claim"
     cluster.settle()
     assert isinstance(asked.answer, Done), "the others are a quorum"
     again = Establish(SLOT, cluster.primary(1).ballot, cluster.primary(1).base, 21)
@@ -361,6 +361,7 @@ def scrub_until_condemned(cluster: Cluster, at: int) -> None:
         for a in MEMBERS:
             for b in MEMBERS:
                 cluster.deliver(a, b, Compare, Compared)
+        cluster.sync(1)
         if cluster.sent(1, at, Condemn):
             cluster.deliver(1, at, Condemn)
             cluster.sync(at)

@@ -84,7 +84,7 @@ def test_rot_is_mended_and_never_seen(chunk: int) -> None:
 
 def test_there_is_something_to_mend() -> None:
     rotted = mended = 0
-    for seed in range(10):
+    for seed in range(20):
         world = RottingWorld(seed)
         world.run()
         rotted += world.rotted
