@@ -267,10 +267,14 @@ class Compared(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
 
 
 class Condemn(msgspec.Struct, frozen=True, array_like=True, tag=33, gc=False):
-    """Your copy is damaged: let yourself be brought a whole one (R18). From its primary only."""
+    """Your copy is damaged: let yourself be brought a whole one (R18). From its primary only.
+
+    ``number`` grows from one to the next, so that a late one does not condemn the new copy.
+    """
 
     slot: int
     ballot: Ballot
+    number: int
 
 
 class Space(msgspec.Struct, frozen=True, array_like=True, tag=34, gc=False):

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from cluster.ballot import NO_BALLOT
 from cluster.digest import Examined, examine, judge, measure
 from cluster.messages import Compare, Compared, Condemn
 from cluster.operations import Code, Failed, Scan, first_key
@@ -40,7 +41,7 @@ from cluster.store import Damage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cluster.ballot import NodeId
+    from cluster.ballot import Ballot, NodeId
     from cluster.digest import Verdict
     from cluster.leadership import Leadership
     from cluster.slot import Call, Context, Slot
@@ -120,6 +121,9 @@ class Scrub:
         self._at, self._begin = 0, b""
         self._allowance = 0.0
         self._ticked_ms = self._rechecked_ms = 0
+        self._number = 0
+        self._condemned: dict[int, tuple[Ballot, int]] = {}
+        """Slot -> the newest condemnation that was carried out here."""
 
     def tick(self) -> None:
         """As many stretches as the pace allows; judge what waits too long; look after findings."""
@@ -262,7 +266,10 @@ class Scrub:
         """The primary says that this copy is damaged: no more acks, and a whole copy, please."""
         ballot = message.ballot
         in_ballot = slot.holds_state and slot.established == ballot == slot.promised
-        if in_ballot and slot.role is None and sender == ballot.node:
+        newest = (ballot, message.number)
+        known = self._condemned.get(slot.number, (NO_BALLOT, 0)) >= newest
+        if in_ballot and slot.role is None and sender == ballot.node and not known:
+            self._condemned[slot.number] = newest
             self._give_up(slot)
             send_gap(slot, sender, message, self._ctx)
 
@@ -302,7 +309,8 @@ class Scrub:
         elif me in verdict.right:
             for node in verdict.damaged:
                 check.primary.durable.pop(node, None)
-                condemn = Condemn(slot.number, check.primary.ballot)
+                self._number += 1
+                condemn = Condemn(slot.number, check.primary.ballot, self._number)
                 self._ctx.out.after_fsync[node].append(condemn)
         else:
             self._hand_to(slot, check.primary, verdict)

@@ -272,7 +272,7 @@ def condemned(at: int = 3) -> Cluster:
     cluster = filled()
     primary = cluster.primary(1)
     cluster.hold(1, at)
-    cluster.inject(1, at, Condemn(SLOT, primary.ballot))
+    cluster.inject(1, at, Condemn(SLOT, primary.ballot, 1))
     cluster.sync(at)
     cluster.drop(at, 1)
     assert cluster.slot(at).damaged
@@ -300,7 +300,7 @@ def test_a_damaged_replica_is_never_best() -> None:
     cluster.settle()
     assert isinstance(lost.answer, Done)
     cluster.hold(1, 3)
-    cluster.inject(1, 3, Condemn(SLOT, cluster.primary(1).ballot))
+    cluster.inject(1, 3, Condemn(SLOT, cluster.primary(1).ballot, 1))
     cluster.isolate(1)
     cluster.settle()
     for _ in range(60):
@@ -390,10 +390,20 @@ def gap_of(cluster: Cluster, at: int) -> SlotMessage:
 def test_nobody_but_the_ballots_primary_condemns() -> None:
     cluster = filled()
     ballot = cluster.primary(1).ballot
-    cluster.inject(2, 3, Condemn(SLOT, ballot))
-    cluster.inject(1, 3, Condemn(SLOT, Ballot(ballot.round - 1, 1)))
-    cluster.inject(1, 1, Condemn(SLOT, ballot))
+    cluster.inject(2, 3, Condemn(SLOT, ballot, 1))
+    cluster.inject(1, 3, Condemn(SLOT, Ballot(ballot.round - 1, 1), 1))
+    cluster.inject(1, 1, Condemn(SLOT, ballot, 1))
     assert not any(cluster.slot(me).damaged for me in MEMBERS)
+
+
+def test_a_late_condemnation_does_not_condemn_the_new_copy() -> None:
+    cluster = filled()
+    condemn = Condemn(SLOT, cluster.primary(1).ballot, 1)
+    cluster.inject(1, 3, condemn)
+    cluster.settle()
+    assert cluster.nodes[3].table.scrub.repaired_total == 1
+    cluster.inject(1, 3, condemn)
+    assert not cluster.slot(3).damaged
 
 
 def test_a_lost_condemnation_is_repeated() -> None:
