@@ -269,12 +269,18 @@ class Compared(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
 class Condemn(msgspec.Struct, frozen=True, array_like=True, tag=33, gc=False):
     """Your copy is damaged: let yourself be brought a whole one (R18). From its primary only.
 
-    ``number`` grows from one to the next, so that a late one does not condemn the new copy.
+    ``number`` grows from one to the next, so that a late one does not condemn the new copy. With
+    ``failed`` something in the stretch was unreadable or failed its checksum, which the receiver
+    can see for itself; otherwise it differed from the other copies.
     """
 
     slot: int
     ballot: Ballot
     number: int
+    failed: bool
+    begin: bytes
+    end: bytes
+    rows: int
 
 
 class Space(msgspec.Struct, frozen=True, array_like=True, tag=34, gc=False):

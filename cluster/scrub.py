@@ -89,17 +89,25 @@ class Finding(NamedTuple):
 class Check:
     """One stretch under comparison."""
 
-    __slots__ = ("answers", "begin", "end", "primary", "sequence", "since_ms", "slot", "waiting")
+    __slots__ = (
+        "answers",
+        "begin",
+        "end",
+        "primary",
+        "rows",
+        "sequence",
+        "since_ms",
+        "slot",
+        "waiting",
+    )
 
-    def __init__(
-        self, slot: Slot, primary: Primary, begin: bytes, end: bytes, waiting: set[NodeId], now: int
-    ) -> None:
+    def __init__(self, slot: Slot, primary: Primary, question: Compare, now_ms: int) -> None:
         self.slot = slot
         self.primary = primary
         self.sequence = slot.sequence
-        self.begin, self.end = begin, end
-        self.waiting = waiting
-        self.since_ms = now
+        self.begin, self.end, self.rows = question.begin, question.end, question.rows
+        self.waiting: set[NodeId] = set()
+        self.since_ms = now_ms
         self.answers: dict[NodeId, Examined] = {}
 
 
@@ -177,10 +185,10 @@ class Scrub:
     ) -> None:
         ctx, config = self._ctx, slot.config
         peers = {n for n in config.members if n != ctx.me and n in ctx.reachable}
-        check = Check(slot, primary, begin, end, peers, ctx.now_ms)
-        check.answers[ctx.me] = own
-        self._checks[slot.number, begin] = check
         question = Compare(slot.number, primary.ballot, slot.sequence, begin, end, rows)
+        check = self._checks[slot.number, begin] = Check(slot, primary, question, ctx.now_ms)
+        check.answers[ctx.me] = own
+        check.waiting = set(peers)
         for peer in peers:
             ctx.out.send[peer].append(question)
         if not peers:
@@ -269,6 +277,9 @@ class Scrub:
         newest = (ballot, message.number)
         known = self._condemned.get(slot.number, (NO_BALLOT, 0)) >= newest
         if in_ballot and slot.role is None and sender == ballot.node and not known:
+            stretch = (message.begin, message.end, message.rows)
+            if message.failed and not examine(slot, *stretch, self._ctx).damage:
+                return  # written anew since it was compared
             self._condemned[slot.number] = newest
             self._give_up(slot)
             send_gap(slot, sender, message, self._ctx)
@@ -310,7 +321,15 @@ class Scrub:
             for node in verdict.damaged:
                 check.primary.durable.pop(node, None)
                 self._number += 1
-                condemn = Condemn(slot.number, check.primary.ballot, self._number)
+                condemn = Condemn(
+                    slot.number,
+                    check.primary.ballot,
+                    self._number,
+                    bool(check.answers[node].damage),
+                    check.begin,
+                    check.end,
+                    check.rows,
+                )
                 self._ctx.out.after_fsync[node].append(condemn)
         else:
             self._hand_to(slot, check.primary, verdict)

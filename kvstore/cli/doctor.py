@@ -332,7 +332,7 @@ def disk_check(directory: Path) -> Check:
     share = usage.free / usage.total if usage.total else 0.0
     found = f"{human_bytes(usage.free)} free of {human_bytes(usage.total)} ({100 * share:.0f}%)"
     if share < DISK_FREE_SHARE_WARN or usage.free < DISK_FREE_BYTES_WARN:
-        advice = "make room, or move the data: a full disk stops all writes"
+        advice = "make room, or move the data: below --disk-reserve-bytes writes are refused"
         return Check("disk", "warn", found, advice)
     return Check("disk", "ok", found)
 

@@ -69,6 +69,11 @@ def settled(cluster: Cluster, *nodes: int) -> None:
         assert not cluster.nodes[me].table.scrub.damaged
 
 
+def condemnation(ballot: Ballot, *, failed: bool = False) -> Condemn:
+    """Of the whole slot."""
+    return Condemn(SLOT, ballot, 1, failed, b"", b"", 100)
+
+
 def value(asked: Asked) -> object:
     assert isinstance(asked.answer, Found), asked.answer
     return msgpack.unpackb(decode_record(asked.answer.record).value)
@@ -272,7 +277,7 @@ def condemned(at: int = 3) -> Cluster:
     cluster = filled()
     primary = cluster.primary(1)
     cluster.hold(1, at)
-    cluster.inject(1, at, Condemn(SLOT, primary.ballot, 1))
+    cluster.inject(1, at, condemnation(primary.ballot))
     cluster.sync(at)
     cluster.drop(at, 1)
     assert cluster.slot(at).damaged
@@ -300,7 +305,7 @@ def test_a_damaged_replica_is_never_best() -> None:
     cluster.settle()
     assert isinstance(lost.answer, Done)
     cluster.hold(1, 3)
-    cluster.inject(1, 3, Condemn(SLOT, cluster.primary(1).ballot, 1))
+    cluster.inject(1, 3, condemnation(cluster.primary(1).ballot))
     cluster.isolate(1)
     cluster.settle()
     for _ in range(60):
@@ -390,20 +395,29 @@ def gap_of(cluster: Cluster, at: int) -> SlotMessage:
 def test_nobody_but_the_ballots_primary_condemns() -> None:
     cluster = filled()
     ballot = cluster.primary(1).ballot
-    cluster.inject(2, 3, Condemn(SLOT, ballot, 1))
-    cluster.inject(1, 3, Condemn(SLOT, Ballot(ballot.round - 1, 1), 1))
-    cluster.inject(1, 1, Condemn(SLOT, ballot, 1))
+    cluster.inject(2, 3, condemnation(ballot))
+    cluster.inject(1, 3, condemnation(Ballot(ballot.round - 1, 1)))
+    cluster.inject(1, 1, condemnation(ballot))
     assert not any(cluster.slot(me).damaged for me in MEMBERS)
 
 
 def test_a_late_condemnation_does_not_condemn_the_new_copy() -> None:
     cluster = filled()
-    condemn = Condemn(SLOT, cluster.primary(1).ballot, 1)
+    condemn = condemnation(cluster.primary(1).ballot)
     cluster.inject(1, 3, condemn)
     cluster.settle()
     assert cluster.nodes[3].table.scrub.repaired_total == 1
     cluster.inject(1, 3, condemn)
     assert not cluster.slot(3).damaged
+
+
+def test_what_was_written_anew_is_not_condemned() -> None:
+    cluster = filled()
+    cluster.inject(1, 3, condemnation(cluster.primary(1).ballot, failed=True))
+    assert not cluster.slot(3).damaged
+    cluster.rot(3, b"k07")
+    cluster.inject(1, 3, condemnation(cluster.primary(1).ballot, failed=True))
+    assert cluster.slot(3).damaged
 
 
 def test_a_lost_condemnation_is_repeated() -> None:
