@@ -24,6 +24,7 @@ from kvstore.node.node import Node
 from kvstore.sizes import DISK_RESERVE_BYTES_DEFAULT
 from kvstore.storage.datadir import DataDir
 from kvstore.storage.disk_space import DiskSpace
+from kvstore.storage.engine import EngineSyncError
 from kvstore.storage.opening import Store, open_store
 
 if TYPE_CHECKING:
@@ -165,6 +166,8 @@ class EmbeddedTransport:
 
     def _disk_lost(self, error: Exception) -> None:
         """Nothing is acknowledged any more (R12); calls say why."""
+        if isinstance(error, EngineSyncError):
+            self._directory.mark_lost(str(error))
         self._failure = f"the disk failed, this store is closed to protect your data: {error}"
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,7 @@ from kvstore.metrics import Metrics
 from kvstore.node.node import Node
 from kvstore.storage.datadir import DataDir
 from kvstore.storage.disk_space import DiskSpace
-from kvstore.storage.engine import EngineError
+from kvstore.storage.engine import EngineCorruption, EngineError, EngineSyncError
 from kvstore.storage.opening import open_store
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def run_node(settings: NodeSettings) -> int:
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_serve(settings, directory))
+    except EngineCorruption as error:  # met while the slots were read
+        raise SetupError(str(error)) from error
     finally:
         directory.close()
 
@@ -82,7 +85,7 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
     store = open_store(
         directory,
         loop,
-        _disk_lost,
+        partial(_disk_lost, directory),
         engine=settings.engine,
         durability=settings.durability,
         cache_bytes=settings.cache_bytes,
@@ -163,8 +166,10 @@ def _node(settings: NodeSettings, directory: DataDir, store: Store, metrics: Met
     )
 
 
-def _disk_lost(error: Exception) -> None:
+def _disk_lost(directory: DataDir, error: Exception) -> None:
     """A write or sync failed: exit without another acknowledgement (R12)."""
     log.error("the disk failed; this node stops", error=str(error))
+    if isinstance(error, EngineSyncError):
+        directory.mark_lost(str(error))
     sys.stderr.flush()
     os._exit(LOST_DISK_STATUS)

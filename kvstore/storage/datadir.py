@@ -5,6 +5,7 @@
     IDENTITY   format, member id, when it was made: written once, atomically, with fsync
     LOCK       held by the one process that uses the directory
     PID        who that is; for messages only
+    LOST       why the disk may not be used any more (rule 12)
     db/        the store
 
 A member id belongs to a disk, not to a machine or a name (rules 12 and 16): it is drawn when the
@@ -49,6 +50,7 @@ _IDENTITY_NEW = "IDENTITY.new"
 _LOCK = "LOCK"
 _PID = "PID"
 _PROBE = "WRITABLE"
+_LOST = "LOST"
 _DATABASE = "db"
 
 _BEFORE_IDENTITY = {_LOCK, _PID, _IDENTITY_NEW, _PROBE, "lost+found"}
@@ -131,6 +133,11 @@ class DataDir:
                 raise _unusable(self.path, exc) from exc
             self.identity = identity
 
+    def mark_lost(self, reason: str) -> None:
+        """Note that this disk failed, so that nobody opens it again; as well as it still can."""
+        with suppress(OSError):
+            _write(self.path / _LOST, reason.encode())
+
     def close(self) -> None:
         """Let others have it; closing twice is fine."""
         if self._lock.is_locked:
@@ -171,6 +178,13 @@ def _identity_or_none(path: Path) -> Identity | None:
             )
         return None
     identity = _parsed(path / _IDENTITY)
+    if _LOST in names:
+        reason = (path / _LOST).read_text(errors="replace")
+        raise DataDirError(
+            f"the disk of {path} failed, and counts as lost: {reason}. Acknowledged writes may not"
+            " be on it. Check the hardware, remove the data directory and start the"
+            " node again; it comes back as a new, empty member and is filled from the others"
+        )
     if identity.formatted and not (path / _DATABASE / "CURRENT").exists():
         raise DataDirError(
             f"{path} belongs to member {identity.member}, but its store {_DATABASE}/ is gone: this"

@@ -12,7 +12,8 @@ their writes, at least as long as the last sync covered, and never a part of a b
 
 All methods are called on one thread, except `sync`, which may run on one other thread beside them.
 
-Errors are of two kinds. `EngineError`: the engine could not do it; what is on disk may be fine.
+Errors are of three kinds. `EngineError`: the engine could not do it; what is on disk may be fine.
+`EngineSyncError`: what was written may not be on the disk, whatever it says later.
 `EngineCorruption`: what is on disk is not what was written; rule 12 calls that a
 lost disk, and nothing here repairs it.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "EngineCorruption",
     "EngineError",
     "EngineStats",
+    "EngineSyncError",
     "Table",
 ]
 
@@ -42,6 +44,10 @@ class EngineError(Exception):
 
 class EngineCorruption(EngineError):
     """Stored bytes are damaged or missing: the disk counts as lost (rule 12)."""
+
+
+class EngineSyncError(EngineError):
+    """A sync failed: nothing that the disk says afterwards can be believed (rule 12)."""
 
 
 class Table(IntEnum):

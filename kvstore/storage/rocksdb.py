@@ -40,6 +40,7 @@ from kvstore.storage.engine import (
     EngineCorruption,
     EngineError,
     EngineStats,
+    EngineSyncError,
     Table,
 )
 from kvstore.storage.synced_mark import SyncedMark, shortfall
@@ -211,7 +212,7 @@ class RocksEngine:
         try:
             self._db.flush_wal(True)
         except Exception as exc:
-            raise self.translated(exc) from exc
+            raise EngineSyncError(str(self.translated(exc))) from exc
         self._mark.after_sync(covered)
 
     def scan(

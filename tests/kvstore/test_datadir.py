@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvstore import process
 from kvstore.errors import SetupError
 from kvstore.storage import keyspace
 from kvstore.storage.datadir import FORMAT_VERSION, DataDir, DataDirError
+from kvstore.storage.engine import EngineError, EngineSyncError
 from kvstore.storage.rocksdb import RocksEngine
 
 if TYPE_CHECKING:
@@ -257,3 +259,17 @@ def test_a_disk_that_takes_no_writes(
     assert (tmp_path / "IDENTITY").read_bytes() == identity
     with DataDir.open(tmp_path) as datadir:  # the lock was let go
         assert datadir.member_id == member
+
+
+def test_a_disk_whose_sync_failed_is_not_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    with DataDir.open(tmp_path) as directory:
+        process._disk_lost(directory, EngineError("no space left"))
+    with DataDir.open(tmp_path) as directory:  # a failed write says nothing of what was written
+        process._disk_lost(directory, EngineSyncError("IO error: fdatasync"))
+    assert ended == [process.LOST_DISK_STATUS] * 2
+    with pytest.raises(DataDirError, match=r"fdatasync.*remove the data directory"):
+        DataDir.open(tmp_path)
