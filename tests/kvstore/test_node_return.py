@@ -1,0 +1,53 @@
+"""A node that starts on its disk: nobody waits for it before it is ready, nor after."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cluster.operations import Code, Done, Failed
+from kvstore.client.routing import NOBODY, RoutingTable
+from kvstore.node import peers
+from tests.kvstore.cluster_harness import running_cluster, until
+from tests.kvstore.node_harness import HOST, reserved_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_who_connects_before_the_slots_are_read_is_refused(tmp_path: Path) -> None:
+    """... and goes to another node, instead of waiting for this one."""
+    async with running_cluster(tmp_path, "") as cluster:
+        server = cluster.sites[0].node.server
+        with reserved_port() as port:
+            await server.close()
+            await server.bind(HOST, port, "--port")
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(HOST, port)
+            await server.serve()
+            _, writer = await asyncio.open_connection(HOST, port)
+            writer.close()
+
+
+async def test_a_peer_that_says_hello_is_dialled_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        one, other, _ = cluster.sites
+        monkeypatch.setattr(peers, "PAUSE_S_MIN", 600.0)
+        monkeypatch.setattr(peers, "PAUSE_S_MAX", 600.0)
+        await other.stop()
+        await until(lambda: not one.node.peers.is_up(other.node.id), "n1 has lost n2")
+        before = one.node.peers.sent_bytes
+        await other.start()
+        await until(lambda: one.node.peers.is_up(other.node.id), "n1 is linked to n2 again")
+        await until(lambda: one.node.peers.sent_bytes > before, "n1 tells n2 what it leads")
+
+
+def test_a_node_that_carried_a_write_out_is_known_to_lead() -> None:
+    table = RoutingTable(["a:1", "b:1"])
+    refused = Failed(Code.OVERLOADED, "full")
+    table.served("b:1", [3, 4, 5], [Done(b""), Done(b""), refused], {4: 7})
+    assert table.primaries[3:6] == ["b:1", NOBODY, NOBODY]
