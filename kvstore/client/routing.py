@@ -32,6 +32,10 @@ _NO_POSITION: Final = bytes(VERSION_BYTES)
 """Before every operation. Zeros and not nothing: a write that is sent with them can be told from
 its repetition for ever, one without any position within the reach of the key log (rule 5)."""
 
+REFRESH_WRONG_HINTS: Final = 16
+REFRESH_WRONG_SECONDS: Final = 1.0
+"""After so many corrections a table of this age is fetched anew: many slots have moved."""
+
 REFRESH_SECONDS: Final = 15.0
 """Age at which the table is fetched again, so that ``seen`` stays within reach of the key log."""
 
@@ -55,8 +59,12 @@ class RoutingTable:
         self.positions: list[bytes] = [_NO_POSITION] * SLOT_COUNT_DEFAULT
         self._address_of_node: dict[int, str] = {}
         self._avoided: dict[str, tuple[float, int]] = {}
+        self._answers = 0
+        self._answered: dict[str, int] = {}
+        """Address -> the number of its newest answer, among all that came."""
         self._loaded_at = 0.0
         self._stale = False
+        self._wrong_hints = 0
         self._turn = 0
 
     def load(self, routes: Routes, now: float) -> None:
@@ -92,10 +100,14 @@ class RoutingTable:
                 until, times = self._avoided[node.address]
                 self._avoided[node.address] = (max(until, now + AVOID_SILENT_SECONDS[0]), times)
         self.known, self._stale, self._loaded_at = True, False, now
+        self._wrong_hints = 0
 
     def wants_refresh(self, now: float) -> bool:
         """Is it time to fetch the table again?"""
-        return self._stale or now - self._loaded_at > REFRESH_SECONDS
+        age = now - self._loaded_at
+        if self._wrong_hints >= REFRESH_WRONG_HINTS and age > REFRESH_WRONG_SECONDS:
+            return True
+        return self._stale or age > REFRESH_SECONDS
 
     def outdate(self) -> None:
         """Something in the table turned out wrong: fetch it with the next request."""
@@ -109,6 +121,7 @@ class RoutingTable:
                 self._stale = True
             elif 0 <= slot < self.slot_count:
                 self.primaries[slot] = address
+                self._wrong_hints += 1
 
     def served(
         self, address: str, slots: list[int], results: list[Result], leads: dict[int, int]
@@ -128,6 +141,8 @@ class RoutingTable:
 
     def answered(self, address: str) -> None:
         """A node answered: nothing is held against it."""
+        self._answers += 1
+        self._answered[address] = self._answers
         if self._avoided:
             self._avoided.pop(address, None)
 
@@ -143,11 +158,13 @@ class RoutingTable:
             return primary
         candidates = self.addresses
         self._turn += 1
-        for offset in range(len(candidates)):
-            address = candidates[(self._turn + offset) % len(candidates)]
-            if address != not_again and not self._is_avoided(address, now):
-                return address
-        return candidates[self._turn % len(candidates)]
+        turn = self._turn % len(candidates)
+        others = [a for a in (*candidates[turn:], *candidates[:turn]) if a != not_again]
+        if not others:
+            return candidates[turn]
+        if not_again:  # its silence may be that of another whom it asked: who answered last lives
+            return max(others, key=lambda address: self._answered.get(address, 0))
+        return next((a for a in others if not self._is_avoided(a, now)), candidates[turn])
 
     def by_promise(self, now: float) -> list[str]:
         """All addresses to fetch a table from, those that lately failed last."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cluster.operations import Code, Done, Failed
-from kvstore.client.routing import NOBODY, RoutingTable
+from kvstore.client.routing import NOBODY, REFRESH_WRONG_HINTS, RoutingTable
 from kvstore.node import peers
+from kvstore.wire.protocol import RouteNode, Routes
 from tests.kvstore.cluster_harness import running_cluster, until
 from tests.kvstore.node_harness import HOST, reserved_port
 
@@ -51,3 +52,28 @@ def test_a_node_that_carried_a_write_out_is_known_to_lead() -> None:
     refused = Failed(Code.OVERLOADED, "full")
     table.served("b:1", [3, 4, 5], [Done(b""), Done(b""), refused], {4: 7})
     assert table.primaries[3:6] == ["b:1", NOBODY, NOBODY]
+
+
+def test_who_answered_last_is_asked_next() -> None:
+    """A node is silent because it waits for a frozen one: that is no better a guess."""
+    table = RoutingTable(["frozen:1", "waits:1", "lives:1"])
+    for address in ("lives:1", "frozen:1", "waits:1", "lives:1"):
+        table.answered(address)
+    table.failed("waits:1", 10.0, silent=True)
+    table.failed("lives:1", 10.0, silent=True)  # for the same reason
+    asked = {table.resolve("waits:1", 10.1, not_again="waits:1") for _ in range(6)}
+    assert asked == {"lives:1"}
+    assert {table.resolve(NOBODY, 10.1) for _ in range(6)} == {"frozen:1"}
+
+
+def test_many_wrong_hints_are_a_reason_to_fetch_the_table_again() -> None:
+    table = RoutingTable(["a:1"])
+    node = RouteNode(7, "n1", "a:1", "a:2", "", "alive")
+    slots = table.slot_count
+    table.load(Routes(1, "id", "c", 1, slots, [node], bytes(2 * slots), bytes(20 * slots)), 5.0)
+    for slot in range(REFRESH_WRONG_HINTS - 1):
+        table.lead({slot: 7})
+    assert not table.wants_refresh(7.0)
+    table.lead({99: 7})
+    assert not table.wants_refresh(5.5)
+    assert table.wants_refresh(7.0)
