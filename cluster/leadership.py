@@ -47,7 +47,8 @@ LAGGARD_INTERVAL_MS = 1_000
 """A peer that is behind and made no progress for so long is told Establish again (R9)."""
 
 HANDOVER_SLOTS_MAX = 128
-"""Slots handed over at once: their requests are held for three round trips with an fsync each."""
+"""Slots handed over at once, in one tick: their requests are held for three round trips with an
+fsync each, and between two ticks there is time for everything else."""
 
 RETURNING_LOOKS_MAX = 1_024
 """Slots to hand over that one tick looks at; those that are not in step yet are looked at again."""
@@ -297,13 +298,6 @@ class Leadership:
                 del self.handing[number]
                 self._call_off(slot, slot.role)
                 self.consider_return(slot)
-
-    def handed(self, number: int) -> None:
-        """This node leads the slot no more: there is room to hand over another."""
-        if self.handing.pop(number, None) is not None and (
-            len(self.handing) <= HANDOVER_SLOTS_MAX // 2  # a half at a time: one frame for all
-        ):
-            self._hand_over()
 
     @property
     def retired(self) -> bool:

@@ -248,7 +248,7 @@ class SlotTable:
         primary = slot.role
         if not isinstance(primary, Primary):
             self.leadership.orphan((number,))
-            self.leadership.handed(number)
+            self.leadership.handing.pop(number, None)
             return
         self._ctx.leader_of.pop(number, None)
         self.leadership.led(number)
