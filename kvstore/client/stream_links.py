@@ -65,10 +65,16 @@ class StreamLinks:
 
     Args:
         open_: Makes a link to an address.
+        now: The clock that deadlines are on, in seconds; monotonic.
     """
 
-    def __init__(self, open_: Callable[[str, Ear], Awaitable[Link | LinkLost]]) -> None:
+    def __init__(
+        self,
+        open_: Callable[[str, Ear], Awaitable[Link | LinkLost]],
+        now: Callable[[], float] = monotonic,
+    ) -> None:
         self._open = open_
+        self._now = now
         self.ears: dict[str, Ear] = {}
         self._opening: dict[str, tuple[asyncio.Task[None], list[Watch | RouteQuery]]] = {}
         self._inbox: list[Heard] = []
@@ -87,7 +93,7 @@ class StreamLinks:
         if not self._inbox:
             self._filled.clear()
             try:
-                async with asyncio.timeout(max(0.0, step.deadline - monotonic())):
+                async with asyncio.timeout(max(0.0, step.deadline - self._now())):
                     await self._filled.wait()
             except TimeoutError:
                 pass

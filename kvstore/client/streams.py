@@ -206,7 +206,7 @@ class StreamTransport:
 
     def links(self) -> StreamLinks:
         """See `kvstore.client.exchange.AsyncTransport`."""
-        links = StreamLinks(self.open)
+        links = StreamLinks(self.open, self._now)
         self._links.add(links)
         return links
 

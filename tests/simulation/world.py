@@ -21,11 +21,13 @@ from cluster.slot import Primary
 from tests.simulation.checkers import Checker
 from tests.simulation.machines import Caller, Machine
 from tests.simulation.network import Network
+from tests.simulation.observer import Observer
 from tests.simulation.process_loop import Universe, Violation
-from tests.simulation.workload import Customer, History
+from tests.simulation.workload import TTL_SECONDS, Customer, History
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Iterator
 
     from cluster.slot import Slot
 
@@ -50,6 +52,7 @@ class Plan:
     slow_sync_chance: float
     callers: int
     customers: int
+    observers: int
     pause_seconds: float
     timeout_seconds: float
     """Of a client's call: short ones leave outcomes open."""
@@ -72,6 +75,7 @@ def draw_plan(rng: Random) -> Plan:
         slow_sync_chance=rng.choice((0.0, 0.02)),
         callers=rng.choice((1, 2, 3)),
         customers=rng.choice((1, 2, 4)),
+        observers=rng.choice((0, 1, 2)),
         pause_seconds=rng.choice((0.02, 0.1, 0.4)),
         timeout_seconds=rng.choice((0.2, 1.0, 5.0)),
         keys=rng.choice((1, 2, 4)),
@@ -104,6 +108,10 @@ class World:
             for n in range(plan.callers)
         ]
         self.customers: list[Customer] = []
+        self.observers = [
+            Observer(Caller(self.universe, self.network, n, plan.nodes, 5.0), SLOT_COUNT)
+            for n in range(100, 100 + plan.observers)
+        ]
         self.faults = 0
         self.serving_seconds = 0.0
         self.equal_seconds = 0.0
@@ -121,6 +129,8 @@ class World:
             machine.start(slot_count=SLOT_COUNT)
         if not self.universe.run(self.universe.now + START_SECONDS, self.is_served):
             raise Violation("the cluster does not start")
+        for observer in self.observers:
+            observer.start()
         tasks = self._start_customers()
         self._chaos()
         self._heal(tasks)
@@ -234,21 +244,33 @@ class World:
         if not universe.run(begin + HEAL_SECONDS, self.is_served):
             raise Violation(f"not served {HEAL_SECONDS:g} s after the last fault: {self.places()}")
         self.serving_seconds = universe.now - begin
-        if not self._settles(begin + HEAL_SECONDS):
+        if not self._settles(begin + HEAL_SECONDS, self.replicas_equal):
             raise Violation(f"replicas differ after {HEAL_SECONDS:g} s: {self.places()}")
         self.equal_seconds = universe.now - begin
         self.check()
         last = self.customers[0]
+        universe.run(universe.now + 2 * TTL_SECONDS)  # or a key may expire between two looks
         task = self.callers[0].process.spawn(last.read_all(self.history.keys()))
         if not universe.run(universe.now + HEAL_SECONDS, task.done):
             raise Violation("the last look does not end")
         task.result()
+        if not self._settles(universe.now + HEAL_SECONDS, lambda: not any(self._unheard())):
+            raise Violation(f"watch: {next(filter(None, self._unheard()))[:3]}")
 
-    def _settles(self, until: float) -> bool:
-        """Whether a moment comes in which all replicas of all slots are equal."""
+    def _unheard(self) -> Iterator[list[str]]:
+        """What each observer has not heard yet, of what it should have."""
+        state: dict[str, Any] = {}
+        for event in self.history.events[-len(self.history.keys()) :]:  # the last look
+            if event.answer is not None:
+                state[event.key] = event.answer[0]
+        for observer in self.observers:
+            yield observer.missed(self.history.events) + observer.differences(state)
+
+    def _settles(self, until: float, is_well: Callable[[], bool]) -> bool:
+        """Whether a moment comes in which all is well."""
         universe = self.universe
         while universe.now < until:
-            if self.replicas_equal():
+            if is_well():
                 return True
             universe.run(universe.now + LOOK_SECONDS)
         return False
