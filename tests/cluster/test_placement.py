@@ -133,7 +133,7 @@ def test_nobody_holds_more_than_its_share_allows(topology: Topology) -> None:
 def test_a_node_over_its_limit_is_a_rare_corner() -> None:
     random = Random(1)
     over = 0
-    for _ in range(400):
+    for _ in range(100):
         zones = "abcde"[: random.randrange(1, 6)]
         weights = random.choice(((1.0, 1.0), (0.5, 4.0)))
         nodes = [
@@ -144,12 +144,12 @@ def test_a_node_over_its_limit_is_a_rare_corner() -> None:
             "c1",
             "test",
             nodes,
-            slot_count=2 ** random.randrange(0, 9),
+            slot_count=2 ** random.randrange(0, 7),
             replicas=random.randrange(1, 8),
         )
         held, _, shares, _ = loads(topology, place(topology))
         over += any(held[id_] > bound(share) for id_, share in shares.items())
-    assert over <= 2
+    assert over <= 1
 
 
 @settings(deadline=None, max_examples=40)
