@@ -102,6 +102,10 @@ class WatchQueue:
 
     def put(self, item: Operation | Progress | Reset | State) -> None:
         """This was heard next."""
+        if isinstance(item, Progress) and self.handed[item.slot - self.first] == FROM_NOW:
+            # Where the slot begins to be told: known at once, whatever of others comes before it.
+            self.handed[item.slot - self.first] = item.sequence
+            return
         self._items.append(item)
 
     def take(self) -> Item | None:

@@ -278,6 +278,19 @@ def test_a_state_of_many_pages_is_fetched_page_by_page() -> None:
     assert c.asked == [(NODES[1], [1], [400])]
 
 
+def test_there_is_a_token_however_early_the_first_event_came() -> None:
+    c = Cluster()
+    c.hears(NODES[0], started(0, 5), changed(0, 6, b"k"), changed(0, 7, b"k"), started(3, 5))
+    c.hears(NODES[1], started(1, 5))
+    c.hears(NODES[2], started(2, 7))
+    c.run(c.session.begin(c.now + 5))
+    assert c.next(1).key == b"k"
+    again = Cluster(resume=c.session.token())
+    with pytest.raises(Unavailable):
+        again.run(again.session.begin(again.now + 1))
+    assert again.behind() == {0: 6, 1: 5, 2: 7, 3: 5}
+
+
 def test_a_token_counts_only_what_was_handed_out() -> None:
     c = Cluster().begin()
     c.hears(NODES[0], changed(0, 6, b"k1", b"k2"), changed(3, 9, b"k3"), changed(0, 70))

@@ -237,11 +237,12 @@ class World:
         for customer in self.customers:
             customer.stopping = True
         begin = universe.now
-        if not universe.run(begin + HEAL_SECONDS, lambda: all(task.done() for task in tasks)):
+        until = begin + HEAL_SECONDS
+        if not self._settles(until, lambda: all(task.done() for task in tasks)):
             raise Violation("clients do not end")
         for task in tasks:
             task.result()
-        if not universe.run(begin + HEAL_SECONDS, self.is_served):
+        if not self._settles(until, self.is_served):
             raise Violation(f"not served {HEAL_SECONDS:g} s after the last fault: {self.places()}")
         self.serving_seconds = universe.now - begin
         if not self._settles(begin + HEAL_SECONDS, self.replicas_equal):
@@ -272,6 +273,9 @@ class World:
         while universe.now < until:
             if is_well():
                 return True
+            for machine in self.machines:  # one that was told to stop may only have stopped now
+                if machine.process is None:
+                    machine.start(slot_count=SLOT_COUNT)
             universe.run(universe.now + LOOK_SECONDS)
         return False
 
