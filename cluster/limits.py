@@ -101,6 +101,9 @@ COPIES_IN_FLIGHT_MAX = 64
 COPIES_PER_SECOND_BYTES_DEFAULT = 32 * 1_048_576
 """What a node sends its learners in a second; leaves most of a gigabit link to everyone else."""
 
+COPIES_PER_SECOND_BYTES_MIN = 65_536
+"""Less would take a day for each few gigabytes: a slip of the unit, where a pause was meant."""
+
 SLOT_COUNT_DEFAULT = 16_384
 """Slots of a new cluster: 1,000 nodes with 3 replicas still hold about 49 each."""
 

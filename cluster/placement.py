@@ -24,6 +24,7 @@ from math import ceil, floor
 from typing import TYPE_CHECKING, NamedTuple
 
 import mmh3
+import msgspec
 
 from cluster.ring import Ring, clock_times
 from cluster.shares import ZoneRule, primary_shares, replica_shares, zone_rule
@@ -64,7 +65,12 @@ class Placement(NamedTuple):
 
 def place(topology: Topology) -> Placement:
     """The owners that this topology proposes; about 0.7 s for 1,000 nodes and 16,384 slots."""
-    nodes = sorted((n for n in topology.nodes if n.state == ACTIVE), key=lambda node: node.id)
+    active = [node for node in topology.nodes if node.state == ACTIVE]
+    seated = {node.ring_id: node.id for node in active}
+    nodes = sorted(
+        (msgspec.structs.replace(node, id=node.ring_id) for node in active),
+        key=lambda node: node.id,
+    )
     replicas = min(topology.replicas, len(nodes))
     held = replica_shares(nodes, topology.slot_count, replicas)
     led = primary_shares(nodes, topology.slot_count, held)
@@ -74,7 +80,10 @@ def place(topology: Topology) -> Placement:
     ring.update(rates)
     zones = {node.id: node.zone for node in nodes}
     owners = _Matching(ring, zones, rule, replicas, _limits(nodes, held)).run()
-    return Placement(topology.epoch, _Leading(owners, _limits(nodes, led)).run())
+    led_by = _Leading(owners, _limits(nodes, led)).run()
+    if any(seat != node for seat, node in seated.items()):
+        led_by = [tuple(seated[seat] for seat in slot) for slot in led_by]
+    return Placement(topology.epoch, led_by)
 
 
 def _limits(nodes: Sequence[Node], shares: Sequence[float]) -> dict[NodeId, int]:

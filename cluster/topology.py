@@ -27,6 +27,8 @@ import msgspec
 from cluster.ballot import NodeId
 from cluster.limits import (
     ADDRESS_BYTES_MAX,
+    COPIES_PER_SECOND_BYTES_DEFAULT,
+    COPIES_PER_SECOND_BYTES_MIN,
     NAME_BYTES_MAX,
     NODE_ID_BITS,
     NODE_WEIGHT_DEFAULT,
@@ -56,7 +58,8 @@ class Node(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """One member.
 
     ``weight`` is its share of the load relative to the others', ``joined`` the epoch in which it
-    came.
+    came, ``seat`` the id whose place on the ring it has: its own (0), or that of the node that it
+    replaced, so that exactly the slots of that one come to it.
     """
 
     id: NodeId
@@ -67,10 +70,20 @@ class Node(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     weight: float = NODE_WEIGHT_DEFAULT
     state: str = ACTIVE
     joined: int = 1
+    seat: NodeId = 0
+
+    @property
+    def ring_id(self) -> NodeId:
+        """Under which id it stands on the ring."""
+        return self.seat or self.id
 
 
 class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The document. ``nodes`` are in the order of their ids, none of which appears twice."""
+    """The document. ``nodes`` are in the order of their ids, none of which appears twice.
+
+    ``paused`` and ``copy_bytes_per_s`` say how slots are moved: whether at all, and how fast each
+    node may send copies (0: as fast as it can).
+    """
 
     cluster_id: str
     cluster_name: str
@@ -78,6 +91,8 @@ class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     slot_count: int
     replicas: int
     nodes: tuple[Node, ...]
+    paused: bool = False
+    copy_bytes_per_s: int = COPIES_PER_SECOND_BYTES_DEFAULT
 
     @property
     def system_slot(self) -> int:
@@ -110,7 +125,10 @@ def found_topology(
     Raises:
         TopologyError: what is wrong with it.
     """
-    return _checked(cluster_id, cluster_name, 1, slot_count, replicas, nodes)
+    ordered = tuple(sorted(nodes, key=lambda node: node.id))
+    topology = Topology(cluster_id, cluster_name, 1, slot_count, replicas, ordered)
+    check_topology(topology)
+    return topology
 
 
 def encode_topology(topology: Topology) -> bytes:
@@ -201,6 +219,15 @@ def with_replicas(topology: Topology, replicas: int) -> Topology:
     return _next(topology, topology.nodes, replicas=replicas)
 
 
+def with_pace(topology: Topology, *, paused: bool, copy_bytes_per_s: int) -> Topology:
+    """The next epoch, with slots moved at another pace.
+
+    Raises:
+        TopologyError: out of range.
+    """
+    return _next(topology, topology.nodes, paused=paused, copy_bytes_per_s=copy_bytes_per_s)
+
+
 def check_topology(topology: Topology) -> None:
     """Validate a whole document; O(nodes).
 
@@ -224,7 +251,14 @@ def check_topology(topology: Topology) -> None:
     ids = [node.id for node in topology.nodes]
     if ids != sorted(ids):
         raise TopologyError("nodes are not in the order of their ids")
-    if not any(node.state == ACTIVE for node in topology.nodes):
+    seats: dict[NodeId, str] = {}
+    for node in topology.nodes:
+        if node.state == ACTIVE and seats.setdefault(node.ring_id, node.name) != node.name:
+            raise TopologyError(
+                f"nodes {seats[node.ring_id]!r} and {node.name!r} have one place on the ring, "
+                "because one replaced the other: only one of them can be active"
+            )
+    if not seats:
         raise TopologyError("no node is active: somebody must own the slots")
 
 
@@ -238,6 +272,12 @@ def _check_head(topology: Topology) -> None:
         raise TopologyError(f"slot count {count} is not a power of two from 1 to {SLOT_COUNT_MAX}")
     if not 1 <= topology.replicas <= REPLICAS_MAX:
         raise TopologyError(f"{topology.replicas} replicas are not between 1 and {REPLICAS_MAX}")
+    rate = topology.copy_bytes_per_s
+    if rate and not COPIES_PER_SECOND_BYTES_MIN <= rate < 2**63:
+        raise TopologyError(
+            f"copies at {rate} bytes/s: it must be 0 (no limit) or at least "
+            f"{COPIES_PER_SECOND_BYTES_MIN}"
+        )
     if not 1 <= len(topology.nodes) <= NODES_MAX:
         raise TopologyError(f"{len(topology.nodes)} nodes are not between 1 and {NODES_MAX}")
 
@@ -257,6 +297,8 @@ def _check_node(node: Node, epoch: int) -> None:
         )
     if not 1 <= node.joined <= epoch:
         raise TopologyError(f"{who}: it joined in epoch {node.joined}, which is not 1 to {epoch}")
+    if not 0 <= node.seat < 2**NODE_ID_BITS:
+        raise TopologyError(f"{who}: seat {node.seat} is not below 2**{NODE_ID_BITS}")
     if node.state not in STATES:
         raise TopologyError(f"{who}: state {node.state!r} is none of {', '.join(STATES)}")
 
@@ -283,26 +325,8 @@ def _replaced(topology: Topology, node_id: NodeId, **changes: object) -> Topolog
     return _next(topology, (*others, changed))
 
 
-def _next(topology: Topology, nodes: Iterable[Node], *, replicas: int | None = None) -> Topology:
-    return _checked(
-        topology.cluster_id,
-        topology.cluster_name,
-        topology.epoch + 1,
-        topology.slot_count,
-        topology.replicas if replicas is None else replicas,
-        nodes,
-    )
-
-
-def _checked(
-    cluster_id: str,
-    cluster_name: str,
-    epoch: int,
-    slot_count: int,
-    replicas: int,
-    nodes: Iterable[Node],
-) -> Topology:
+def _next(topology: Topology, nodes: Iterable[Node], **changes: object) -> Topology:
     ordered = tuple(sorted(nodes, key=lambda node: node.id))
-    topology = Topology(cluster_id, cluster_name, epoch, slot_count, replicas, ordered)
-    check_topology(topology)
-    return topology
+    changed = msgspec.structs.replace(topology, epoch=topology.epoch + 1, nodes=ordered, **changes)
+    check_topology(changed)
+    return changed

@@ -109,7 +109,7 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
             port=settings.port,
             http=settings.http_port,
         )
-        if node.is_founded:
+        if node.membership.is_founded:
             await node.start()  # reads its slots first: nobody is kept waiting for that
             _freeze_objects()
             await node.server.serve()
@@ -159,6 +159,8 @@ def _node(settings: NodeSettings, directory: DataDir, store: Store, metrics: Met
         store.commit,
         metrics.refused,
         founders=settings.founders,
+        join=settings.join,
+        replaces=settings.replace,
         slot_count=settings.slot_count,
         replicas=settings.replicas,
         space=space,

@@ -17,8 +17,6 @@ There is no authentication yet: a node listens beyond loopback only if ``insecur
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import re
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -27,17 +25,30 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import msgspec
 
 from cluster.limits import (
-    NAME_BYTES_MAX,
     NODE_WEIGHT_DEFAULT,
-    NODE_WEIGHT_MAX,
-    NODE_WEIGHT_MIN,
     REPLICAS_DEFAULT,
     REPLICAS_MAX,
     SLOT_COUNT_DEFAULT,
-    SLOT_COUNT_MAX,
 )
 from cluster.scrub import BYTES_PER_S_DEFAULT
 from kvstore.errors import SetupError
+from kvstore.setting_values import (
+    ip_address,
+    is_everywhere,
+    join_address,
+    one_of,
+    parse_address,
+    parse_addresses,
+    parse_host,
+    parse_name,
+    parse_path,
+    parse_port,
+    parse_slot_count,
+    parse_truth,
+    parse_weight,
+    parse_zone,
+    whole_number,
+)
 from kvstore.sizes import (
     CACHE_BYTES_DEFAULT,
     DISK_RESERVE_BYTES_DEFAULT,
@@ -61,16 +72,6 @@ _OTHER_VARIABLES: Final = tuple(
 )
 """Variables of this prefix that mean something, but are no setting of a node."""
 
-_HOST_NAME: Final = re.compile(
-    r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*(?=[0-9-]*[a-z_])[a-z0-9_-]{1,63}"
-)
-"""Labels between dots; the last has a letter, so that no half-written IPv4 address passes."""
-
-_TRUTHS: Final = {
-    **dict.fromkeys(("1", "true", "yes", "on"), True),
-    **dict.fromkeys(("0", "false", "no", "off"), False),
-}
-
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What one node runs with. Made by `load_settings`, which checks it."""
@@ -91,6 +92,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A name that all nodes of the cluster share, so that strangers notice each other."""
     founders: tuple[str, ...] = ()
     """Advertised addresses of the nodes that found the cluster; none: this node on its own."""
+    join: tuple[str, ...] = ()
+    """Addresses of members of a cluster: a fresh disk asks one of them to be taken in."""
+    replace: str = ""
+    """The member whose place this node takes when it joins."""
     zone: str = ""
     """Replicas of a slot are spread over zones; empty: none."""
     weight: float = NODE_WEIGHT_DEFAULT
@@ -213,7 +218,7 @@ def _complete(values: dict[str, Any], sources: Mapping[str, str]) -> NodeSetting
     if "advertised_address" not in values:
         values["advertised_address"] = _advertise("advertised_address", host, port)
     if "advertised_http_address" not in values:
-        if _is_everywhere(host) and _is_everywhere(http_host):
+        if is_everywhere(host) and is_everywhere(http_host):
             http_host = values["advertised_address"].rpartition(":")[0].strip("[]")
         values["advertised_http_address"] = _advertise(
             "advertised_http_address", http_host, http_port
@@ -225,11 +230,17 @@ def _complete(values: dict[str, Any], sources: Mapping[str, str]) -> NodeSetting
             f"{settings.advertised_address} (--advertised-address): all founders are started with "
             "one and the same list"
         )
+    if settings.founders and settings.join:
+        raise SetupError(
+            f"{sources['join']}: a node founds a cluster (--founders) or joins one, never both"
+        )
+    if settings.replace and not settings.join:
+        raise SetupError(f"{sources['replace']}: to take a node's place, join its cluster (--join)")
     return settings
 
 
 def _check_loopback(name: str, host: str, sources: Mapping[str, str]) -> None:
-    ip = _ip_address(host)
+    ip = ip_address(host)
     # Any other name counts as open: what it resolves to may change any day.
     if host != "localhost" and not (ip is not None and ip.is_loopback):
         raise SetupError(
@@ -239,156 +250,40 @@ def _check_loopback(name: str, host: str, sources: Mapping[str, str]) -> None:
         )
 
 
-def _is_everywhere(host: str) -> bool:
-    ip = _ip_address(host)
-    return ip is not None and ip.is_unspecified
-
-
-def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
 def _advertise(name: str, host: str, port: int) -> str:
-    if _is_everywhere(host):
+    if is_everywhere(host):
         raise SetupError(
             f"the node listens on {host}, which is everywhere and no address that others can call: "
             f"say where they reach it with {_flag(name)} HOST:PORT"
         )
-    return _join(host, port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _parse_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("it is a text")
-    return value
-
-
-def _parse_name(value: object) -> str:
-    text = _parse_text(value)
-    if not text or not text.isprintable() or " " in text or len(text.encode()) > NAME_BYTES_MAX:
-        raise ValueError(f"a name has 1 to {NAME_BYTES_MAX} bytes, printable and without spaces")
-    return text
-
-
-def _parse_zone(value: object) -> str:
-    return "" if value == "" else _parse_name(value)
-
-
-def _parse_path(value: object) -> Path:
-    if not (isinstance(value, str | Path) and str(value)) or "\0" in str(value):
-        raise ValueError("it is the path of a directory")
-    return Path(value)
-
-
-def _parse_host(value: object) -> str:
-    host = _parse_text(value).lower()
-    ip = _ip_address(host)
-    if "%" in host or (ip is None and not _HOST_NAME.fullmatch(host)):
-        raise ValueError("a host is an IP address (no brackets, no interface) or a host name")
-    return host if ip is None else str(ip)
-
-
-def _whole_number(value: object, low: int, high: int, what: str) -> int:
-    text = str(value)  # of True it is no digits
-    if isinstance(value, int | str) and re.fullmatch("[0-9]{1,10}", text):
-        number = int(text)
-        if low <= number <= high:
-            return number
-    raise ValueError(f"{what} is a whole number from {low} to {high}")
-
-
-_parse_port: Final = partial(_whole_number, low=1, high=65_535, what="a port")
-
-
-def _parse_address(value: object) -> str:
-    host, colon, port = _parse_text(value).strip().rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or (":" in host) != bracketed:
-        raise ValueError("an address is host:port; IPv6 needs brackets: [::1]:7401")
-    parsed = _parse_host(host[1:-1] if bracketed else host)
-    if _is_everywhere(parsed):
-        raise ValueError(f"{parsed} means everywhere, which is no address that others can call")
-    return _join(parsed, _parse_port(port))
-
-
-def _parse_founders(value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = value.split(",") if value.strip() else []
-    if not isinstance(value, list | tuple):
-        raise ValueError("it is a list of addresses: host:port,host:port")
-    founders = tuple(_parse_address(address) for address in value)
-    if len(set(founders)) != len(founders):
-        raise ValueError("each founder stands in the list once")
-    return founders
-
-
-def _parse_slot_count(value: object) -> int:
-    count = _whole_number(value, 1, SLOT_COUNT_MAX, "the number of slots")
-    if count & (count - 1):
-        raise ValueError(f"the number of slots is a power of two from 1 to {SLOT_COUNT_MAX}")
-    return count
-
-
-def _parse_weight(value: object) -> float:
-    allowed = f"a weight is a number from {NODE_WEIGHT_MIN} to {NODE_WEIGHT_MAX}"
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(allowed)
-    try:
-        weight = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(allowed) from None
-    if not NODE_WEIGHT_MIN <= weight <= NODE_WEIGHT_MAX:  # also refuses NaN
-        raise ValueError(allowed)
-    return weight
-
-
-def _parse_truth(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in _TRUTHS:
-        return _TRUTHS[value.lower()]
-    raise ValueError("it is true or false")
-
-
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if isinstance(value, str) and value in choices:
-            return value
-        raise ValueError(f"it is one of {', '.join(choices)}")
-
-    return parse
+    return join_address(host, port)
 
 
 _PARSERS: Final[dict[str, Callable[[object], Any]]] = {
-    "name": _parse_name,
-    "host": _parse_host,
-    "port": _parse_port,
-    "http_host": _parse_host,
-    "http_port": _parse_port,
-    "advertised_address": _parse_address,
-    "advertised_http_address": _parse_address,
-    "data_dir": _parse_path,
-    "cluster": _parse_name,
-    "founders": _parse_founders,
-    "zone": _parse_zone,
-    "weight": _parse_weight,
-    "replicas": partial(_whole_number, low=1, high=REPLICAS_MAX, what="the number of replicas"),
-    "slot_count": _parse_slot_count,
-    "durability": _one_of("disk", "os"),
-    "engine": _one_of("rocksdb", "memory"),
+    "name": parse_name,
+    "host": parse_host,
+    "port": parse_port,
+    "http_host": parse_host,
+    "http_port": parse_port,
+    "advertised_address": parse_address,
+    "advertised_http_address": parse_address,
+    "data_dir": parse_path,
+    "cluster": parse_name,
+    "founders": parse_addresses,
+    "join": parse_addresses,
+    "replace": parse_zone,
+    "zone": parse_zone,
+    "weight": parse_weight,
+    "replicas": partial(whole_number, low=1, high=REPLICAS_MAX, what="the number of replicas"),
+    "slot_count": parse_slot_count,
+    "durability": one_of("disk", "os"),
+    "engine": one_of("rocksdb", "memory"),
     "cache_bytes": parse_cache,
     "disk_reserve_bytes": parse_reserve,
     "scrub_bytes_per_s": parse_pace,
-    "insecure": _parse_truth,
-    "log_level": _one_of("debug", "info", "warning", "error"),
-    "log_format": _one_of("auto", "text", "json"),
+    "insecure": parse_truth,
+    "log_level": one_of("debug", "info", "warning", "error"),
+    "log_format": one_of("auto", "text", "json"),
 }
 """Each setting's reading of what was written; a ValueError says what is allowed."""
 

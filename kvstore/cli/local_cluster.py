@@ -68,14 +68,14 @@ class LocalNode:
             return "frozen" if self.frozen else "running"
         return "killed" if status == -signal.SIGKILL else f"exited ({status})"
 
-    def start(self, founders: str, extra: list[str]) -> None:
-        """Start it; its earlier log is kept."""
+    def start(self, way: list[str], extra: list[str]) -> None:
+        """Start it; its earlier log is kept. ``way``: how a fresh disk comes into the cluster."""
         assert self.process is None or self.process.poll() is not None
         command = [
             *self.prefix, sys.executable, "-m", "kvstore", "serve",
             "--name", self.name, "--host", self.host, "--port", str(self.port),
             "--http-port", str(self.http_port), "--data-dir", str(self.directory),
-            "--founders", founders, *extra,
+            *way, *extra,
         ]  # fmt: skip
         self.frozen = False
         with self.log_path.open("ab") as log:
@@ -147,6 +147,7 @@ class LocalCluster:
             for n in range(1, count + 1)
         ]
         self._extra = extra or []
+        self._founders = count
 
     @property
     def url(self) -> str:
@@ -167,7 +168,24 @@ class LocalCluster:
 
     def start_node(self, node: LocalNode) -> None:
         """Start one node (again)."""
-        node.start(",".join(other.address for other in self.nodes), self._extra)
+        others = ",".join(other.address for other in self.nodes[: self._founders])
+        founds = node in self.nodes[: self._founders]
+        node.start(["--founders" if founds else "--join", others], self._extra)
+
+    def add_node(self) -> LocalNode:
+        """Start one node more, on the next ports; it joins by itself.
+
+        Raises:
+            SetupError: a port is taken.
+        """
+        last, number = self.nodes[-1], len(self.nodes) + 1
+        directory = self.directory / f"n{number}"
+        node = LocalNode(f"n{number}", last.port + 1, last.http_port + 1, directory)
+        check_port_free(node.port, node.name, "--port")
+        check_port_free(node.http_port, node.name, "--http-port")
+        self.nodes.append(node)
+        self.start_node(node)
+        return node
 
     def wait_ready(self, timeout_s: float, stopping: threading.Event | None = None) -> None:
         """Until every node serves, or ``stopping`` is set.

@@ -36,6 +36,8 @@ _OPTIONS: Final = {
         "found a cluster of these nodes, by advertised address, the same list on each [a cluster "
         "of this node alone]",
     ),
+    "join": ("HOST:PORT,...", "be taken into the cluster of one of these nodes [none]"),
+    "replace": ("NODE", "... in the place of this member, which leaves [none]"),
     "zone": ("NAME", "spread replicas over zones; this node's [none]"),
     "weight": ("NUMBER", "the node's share of the data relative to others' [1]"),
     "replicas": ("COUNT", "copies of each key, for a cluster that is founded [3]"),

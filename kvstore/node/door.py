@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cluster.limits import (
     ATOMIC_WRITES_MAX,
     CONTENT_TYPE_BYTES_MAX,
+    FRAME_BYTES_MAX,
     KEY_BYTES_MAX,
     REQUEST_HOPS_MAX,
     SCAN_PAGE_KEYS_MAX,
@@ -18,19 +19,33 @@ from cluster.limits import (
     TTL_MS_MAX,
     VALUE_BYTES_MAX,
 )
-from cluster.operations import Atomic, Code, Delete, Failed, Get, Incr, Put, Scan, Touch
+from cluster.operations import (
+    Atomic,
+    Code,
+    Delete,
+    Failed,
+    Found,
+    Get,
+    Incr,
+    Page,
+    Put,
+    Scan,
+    Touch,
+)
 from cluster.records import BALLOT_BYTES, VERSION_BYTES
 from cluster.slots import slot_of
 from cluster.system_slot import TOPOLOGY_KEY
+from kvstore.wire.protocol import Request, Response
 
 if TYPE_CHECKING:
-    from cluster.operations import Operation
-    from kvstore.wire.protocol import Request
+    from cluster.operations import Operation, Result
 
 TIMEOUT_MS_MAX = 600_000
 """The longest that a caller may wait."""
 
 _INT64 = 1 << 63
+
+_NO_ROOM = Failed(Code.OVERLOADED, "the answer is full; ask again for the rest", 1)
 
 
 def check_request(request: Request) -> str | None:
@@ -151,3 +166,36 @@ def _check_atomic(op: Atomic, slot_count: int) -> Failed | None:
             "the keys of an atomic batch must share a slot: give them one {tag}",
         )
     return None
+
+
+def without(request: Request, faults: dict[int, Failed]) -> Request:
+    """The request with only its good operations, each under its own number."""
+    kept = [index for index in range(len(request.ops)) if index not in faults]
+    return Request(
+        request.id,
+        request.client,
+        request.number,
+        request.retry,
+        request.timeout_ms,
+        request.hops,
+        [request.ops[i] for i in kept],
+        [request.seen[i] for i in kept] if request.seen else [],
+        [request.offsets[i] if request.offsets else i for i in kept],
+        request.system,
+    )
+
+
+def fitting(response: Response) -> Response:
+    """The response with as much of what was read as fits; the rest is to be asked for again."""
+    left = FRAME_BYTES_MAX // 2  # a write's result is small, however many there are
+    results: list[Result] = []
+    for result in response.results:
+        match result:
+            case Found(record=record):
+                left -= len(record)
+            case Page(keys=keys, records=records):
+                left -= sum(map(len, keys)) + sum(map(len, records))
+            case _:
+                pass
+        results.append(result if left >= 0 or not isinstance(result, Found | Page) else _NO_ROOM)
+    return Response(response.id, results, response.leads)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from random import Random
 
+    from kvstore.wire.protocol import Frame
+
 log = get_logger(__name__)
 
 ASK_AGAIN_S: Final = 0.2
@@ -40,7 +42,9 @@ def make_founding(topology: Topology | None, node: Node) -> Founding:
     return Founding(document, _node_encoder.encode(node))
 
 
-async def ask(address: str, hello: Hello, mine: Founding) -> Founding:
+async def ask(
+    address: str, hello: Hello, question: Frame, *, timeout_s: float = ASK_TIMEOUT_S
+) -> Frame:
     """One question and its answer over a connection of its own.
 
     Raises:
@@ -48,22 +52,20 @@ async def ask(address: str, hello: Hello, mine: Founding) -> Founding:
         SetupError: it answers, and refuses.
     """
     host, _, port = address.rpartition(":")
-    async with asyncio.timeout(ASK_TIMEOUT_S):
+    async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         try:
-            writer.write(MAGIC + encode_frame(hello) + encode_frame(mine))
+            writer.write(MAGIC + encode_frame(hello) + encode_frame(question))
             decoder = FrameDecoder()
             while data := await reader.read(READ_BYTES):
                 for frame in decoder.feed(data):
                     match frame:
-                        case Founding():
-                            return frame
                         case Welcome():
                             continue
                         case Refused(detail=detail):
                             raise SetupError(f"the node at {address} refuses this one: {detail}")
                         case _:
-                            raise SetupError(f"the node at {address} answers nonsense")
+                            return frame
             raise ConnectionError("closed without an answer")
         finally:
             writer.close()
@@ -116,6 +118,8 @@ class Founder:
                     raise answer
                 if isinstance(answer, BaseException):
                     silent.add(address)
+                elif not isinstance(answer, Founding):
+                    raise SetupError(f"the node at {address} answers nonsense")
                 elif answer.topology:
                     return self.accept(decode_topology(answer.topology), address)
                 else:
@@ -138,7 +142,7 @@ class Founder:
             raise SetupError(
                 f"the node at {address} is of a cluster that was founded without this disk "
                 f"(member id {self._me.id:012x}). If the disk of a member was wiped, the node can "
-                "only come back as a new member"
+                "only come back as a new member: start it with --join and --replace"
             )
         return topology
 

@@ -16,13 +16,11 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cluster.operations import Code, Failed, Found, Get
 from cluster.scrub import BYTES_PER_S_DEFAULT
 from cluster.slot_table import SlotTable
 from cluster.swim import Swim
 from cluster.swim_settings import SwimSettings
-from cluster.system_slot import TOPOLOGY_KEY, owners
-from cluster.topology import encode_topology
+from cluster.system_slot import owners
 from kvstore.log import get_logger
 from kvstore.node.admission import Admission
 from kvstore.node.arrival import Arrival
@@ -32,23 +30,28 @@ from kvstore.node.gathering import Awaited
 from kvstore.node.gossip import GossipDriver
 from kvstore.node.health import Health
 from kvstore.node.loop import CoreLoop
+from kvstore.node.membership import Membership
 from kvstore.node.neighbours import Neighbours
 from kvstore.node.peers import Peers, make_hello
-from kvstore.node.recovery import store_founding, store_topology, stored_slots
+from kvstore.node.recovery import store_founding, stored_slots
 from kvstore.node.router import Router
 from kvstore.node.server import Server
-from kvstore.node.spreading import Spreading
 from kvstore.node.status import StatusBoard
-from kvstore.node.topology_record import TopologyRecord
 from kvstore.node.watching import Watching
 from kvstore.storage.tick_store import TickStore
-from kvstore.wire.protocol import PROTOCOL_VERSION, Response, TopologyQuery, Welcome
+from kvstore.wire.protocol import (
+    PROTOCOL_VERSION,
+    Response,
+    Welcome,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from cluster.ballot import NodeId
+    from cluster.membership import TopologyChange
     from cluster.messages import SlotMessage
+    from cluster.operations import Failed
     from cluster.swim_messages import GossipMessage
     from cluster.topology import Node as Member
     from cluster.topology import Topology
@@ -59,19 +62,12 @@ if TYPE_CHECKING:
     from kvstore.storage.disk_space import DiskSpace
     from kvstore.storage.engine import Engine
     from kvstore.storage.group_commit import Commit
-    from kvstore.wire.protocol import Founding, Hello, Leads, Request, Routes
+    from kvstore.wire.protocol import Hello, Leads, Request, Routes
 
 log = get_logger(__name__)
 
 TICK_INTERVAL_S = 0.05
 """Timers of the core and the router: takeovers, retries, deadlines."""
-
-_NOT_FOUNDED = Failed(
-    Code.UNAVAILABLE, "this node waits for the other founders of its cluster; try again", 200
-)
-_NO_MEMBER = Failed(
-    Code.UNAVAILABLE, "this node is no member of the cluster any more; ask another one", 200
-)
 
 RETIRE_S_MAX = 5.0
 """A node that is told to stop takes so long at most to hand its slots over; the rest is taken."""
@@ -87,6 +83,8 @@ class Node:
         commit: Makes its batches durable.
         on_refused: Told each refusal of a door, by its kind.
         founders: Addresses that found the cluster together; empty for a cluster of one.
+        join: Addresses of members of a cluster, to be taken in by one of them.
+        replaces: The member whose place this node takes when it joins.
         clock: The machine's if None.
         rng: For jitter and the cluster's id; seeded by the system if None.
         aside: Computes what would hold up the loop (`kvstore.node.spreading`).
@@ -101,6 +99,8 @@ class Node:
         on_refused: Callable[[str], None],
         *,
         founders: tuple[str, ...] = (),
+        join: tuple[str, ...] = (),
+        replaces: str = "",
         slot_count: int,
         replicas: int,
         clock: Clock | None = None,
@@ -123,16 +123,18 @@ class Node:
         self._timer: asyncio.TimerHandle | None = None
         self._retired = asyncio.Event()
         self._rng = rng or random.Random()
-        self._aside = aside
-        self._arrival = Arrival(
+        arrival = Arrival(
             me,
             cluster_name,
             engine,
             founders=founders,
+            join=join,
+            replaces=replaces,
             slot_count=slot_count,
             replicas=replicas,
             rng=self._rng,
         )
+        self.membership = Membership(self, arrival, aside, self._rng)
         self.server = Server(self)
         self.neighbours = Neighbours(self)
         self.peers = Peers(
@@ -141,7 +143,7 @@ class Node:
             self.neighbours.link_down,
             self.neighbours.caught_up,
             self._on_response,
-            self._on_topology,
+            self.membership.offered,
             self._rng,
         )
         self.board = StatusBoard(self)
@@ -153,28 +155,20 @@ class Node:
         self.router: Router
         self.directory: Directory
         self.gossip: GossipDriver
-        self.record: TopologyRecord
-        self.spreading: Spreading
 
     # -- life --------------------------------------------------------------------------------
 
-    @property
-    def is_founded(self) -> bool:
-        """Whether its disk knows its cluster, so that it can start before anybody asks it."""
-        return self._arrival.stored() is not None
-
     async def start(self) -> None:
-        """From the disk, or by founding, to a node that takes part.
+        """From the disk, by founding or by joining, to a node that takes part.
 
         Raises:
             SetupError: the cluster refuses it, or the disk belongs to another one.
         """
-        stored = self._arrival.stored()
-        topology = stored or await self._arrival.found(self._hello("node"))
-        self._assemble(topology, founding=stored is None)
+        topology, founding = await self.membership.arrive(self._hello("node"))
+        self._assemble(topology, founding=founding)
         self.gossip.start()
-        self.spreading.start(placed=stored is None)
         self._tick()
+        self.membership.start(topology, founded=founding)
 
     async def wait_ready(self) -> None:
         """Until each slot has a primary that this node knows."""
@@ -208,10 +202,8 @@ class Node:
         self.core.wake()
         swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
         self.gossip = GossipDriver(
-            swim, self.peers, self.neighbours.member_state, self.epoch, now_ms
+            swim, self.peers, self.neighbours.member_state, self.membership.epoch, now_ms
         )
-        self.record = TopologyRecord(self.submit, self.clock, self._rng)
-        self.spreading = Spreading(topology, self, self.record.read, self._aside, self.clock)
         self.neighbours.begin(topology.nodes)
         if founding:
             self.table.found(owners(topology))
@@ -248,7 +240,7 @@ class Node:
         if self._timer is not None:
             self._timer.cancel()
         if self.topology is not None:
-            await self.spreading.close()
+            await self.membership.close()
             self.gossip.close()
             self.core.close()
         await self.server.close()
@@ -266,44 +258,14 @@ class Node:
         self.router.on_response(response)
         self.core.wake()
 
-    def _on_topology(self, document: bytes) -> None:
-        if self.topology is not None:
-            self.spreading.offered(document)
-
-    # -- the topology (`kvstore.node.spreading.Host`) ----------------------------------------------
-
-    def epoch(self) -> int:
-        """Of the newest topology that this node knows; 0 before the cluster is founded."""
-        return self.topology.epoch if self.topology is not None else 0
-
-    def ask_for_topology(self, node: NodeId) -> bool:
-        """Over the data link; the answer comes to `_on_topology`."""
-        return self.peers.send(node, TopologyQuery())
-
-    def topology_here(self) -> bytes | None:
-        """The record in this node's copy of the system slot."""
-        assert self.topology is not None
-        found = self.table.read_replica(self.topology.system_slot, Get(TOPOLOGY_KEY))
-        return found.record if isinstance(found, Found) else None
-
-    def adopt(self, topology: Topology) -> None:
-        """From now on this one counts: on the disk, for gossip, for the links."""
-        self.topology = topology
-        store_topology(self.engine, self.commit, topology)
-        self.core.wake()
-        if topology.node(self.id) is not None:
-            self.neighbours.adopt(topology.nodes)
-            return
-        log.warning("this node is no member any more: it serves nothing, its data stays")
+    def stop_serving(self) -> None:
+        """This node is no member any more: it keeps its data and does nothing with it."""
         self.gossip.close()
         self.neighbours.part_from_all()
         self.router.stop()
         self.core.close()
         if self._timer is not None:
             self._timer.cancel()
-
-    def set_owners(self, topology: Topology, owners: Sequence[tuple[NodeId, ...]]) -> None:
-        """Where this topology wants every slot."""
 
     # -- what the server hands on (`kvstore.node.server.Host`) -----------------------------------
 
@@ -327,25 +289,11 @@ class Node:
     def on_gossip(self, sender: NodeId, message: GossipMessage, epoch: int) -> None:
         """For the failure detector."""
         self.gossip.receive(sender, message)
-        self.spreading.heard(sender, epoch)
-
-    def document(self) -> bytes:
-        """The newest topology."""
-        return encode_topology(self.topology) if self.topology is not None else b""
-
-    def not_serving(self) -> Failed | None:
-        """Why nothing is carried out here."""
-        if self.topology is None:
-            return _NOT_FOUNDED
-        return None if self.knows(self.id) else _NO_MEMBER
+        self.membership.heard(sender, epoch)
 
     def on_leads(self, sender: NodeId, leads: Leads) -> None:
         """For the directory, the core and whatever waits for a leader."""
         self.neighbours.on_leads(sender, leads)
-
-    def on_founding(self, founding: Founding) -> Founding:
-        """Somebody founds, or asks whether this node is founded."""
-        return self._arrival.on_founding(founding, self.topology)
 
     def refusal(self, request: Request) -> Failed | None:
         """What is over the limits is refused before any work, and counted."""
@@ -373,7 +321,7 @@ class Node:
 
     async def submit(self, request: Request) -> Response:
         """Carry out operations on any keys; what goes wrong is in the results, never raised."""
-        not_serving = self.not_serving()
+        not_serving = self.membership.not_serving()
         if not_serving is not None:
             return Response(request.id, [not_serving] * len(request.ops), {})
         refusal = self.admission.refusal(request)  # counted by the door that answers it
@@ -382,6 +330,10 @@ class Node:
         awaited = Awaited(self._loop)
         self.on_request(request, awaited.settle, awaited)
         return await awaited.response
+
+    async def change(self, change: TopologyChange, timeout_ms: int) -> Topology:
+        """Change the topology; any node does (`kvstore.node.changes.Changes.make`)."""
+        return await self.membership.change(change, timeout_ms)
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
         """The routing table as a client needs it."""

@@ -138,10 +138,19 @@ class Link:
             self._hurry.set()
 
     async def _connect(self) -> None:
+        self._lost.clear()
+        welcomed = self._welcomed = asyncio.get_running_loop().create_future()
+        try:
+            connection = await self._dial(welcomed)
+        finally:
+            if not welcomed.cancel() and not welcomed.cancelled():
+                welcomed.exception()  # whoever closed the connection has said it; nobody waits
+        self._connection = connection
+        self._peers.opened(self)
+
+    async def _dial(self, welcomed: asyncio.Future[None]) -> Connection:
         loop = asyncio.get_running_loop()
         host, _, port = self.address.rpartition(":")
-        self._lost.clear()
-        welcomed = self._welcomed = loop.create_future()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, connection = await loop.create_connection(
                 lambda: Connection(self._on_frames, self._on_open, self._on_close, listening=False),
@@ -153,8 +162,7 @@ class Link:
             except BaseException:
                 connection.abort("no handshake")
                 raise
-        self._connection = connection
-        self._peers.opened(self)
+        return connection
 
     def _on_open(self, connection: Connection) -> None:
         connection.send_bytes(MAGIC + encode_frame(self._peers.hello(self.role)))

@@ -55,6 +55,14 @@ def store_founding(engine: Engine, store: TickStore, topology: Topology, me: Nod
     engine.sync()
 
 
+def store_arrival(engine: Engine, topology: Topology) -> None:
+    """Make a cluster's topology durable on a disk that has just been taken in."""
+    batch = engine.batch()
+    batch.put(Table.META, keyspace.TOPOLOGY, encode_topology(topology))
+    engine.write(batch)
+    engine.sync()
+
+
 def store_topology(engine: Engine, commit: Commit, topology: Topology) -> None:
     """Make a newer document durable with the next group; nothing waits for it."""
     batch = engine.batch()

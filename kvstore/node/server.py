@@ -13,16 +13,22 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX, FRAME_BYTES_MAX
-from cluster.operations import Code, Failed, Found, Page
+from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX
 from kvstore.errors import SetupError
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
-from kvstore.node.door import check_operation, check_request, check_system_operation
+from kvstore.node.door import (
+    check_operation,
+    check_request,
+    check_system_operation,
+    fitting,
+    without,
+)
 from kvstore.wire.frames import FrameError
 from kvstore.wire.packing import unpack
 from kvstore.wire.protocol import (
     PROTOCOL_VERSION,
+    ChangeTopology,
     Founding,
     Gossip,
     Hello,
@@ -34,6 +40,7 @@ from kvstore.wire.protocol import (
     RouteQuery,
     Routes,
     SlotMessages,
+    TopologyChanged,
     TopologyDocument,
     TopologyQuery,
     Watch,
@@ -46,9 +53,10 @@ if TYPE_CHECKING:
 
     from cluster.ballot import NodeId
     from cluster.messages import SlotMessage
-    from cluster.operations import Result
+    from cluster.operations import Failed, Result
     from cluster.swim_messages import GossipMessage
     from kvstore.node.gathering import Waiter
+    from kvstore.node.membership import Membership
     from kvstore.node.watching import Watching
     from kvstore.wire.protocol import Frame
 
@@ -58,12 +66,11 @@ HANDSHAKE_TIMEOUT_S: Final = 5.0
 FRAME_TIMEOUT_S: Final = 30.0
 """A frame that has begun must be whole within this: slow senders do not hold memory for ever."""
 SWEEP_INTERVAL_S: Final = 1.0
+CLOSE_S: Final = 0.01
+"""For what is queued to leave, and for connections on their way in to arrive, when a node stops."""
 CONNECTIONS_MAX: Final = 10_000
 TURN_FRAMES_MAX: Final = 128
 """Frames of one connection in one turn of the loop: a millisecond where all are refused."""
-
-
-_NO_ROOM = Failed(Code.OVERLOADED, "the answer is full; ask again for the rest", 1)
 
 
 class Host(Protocol):
@@ -87,14 +94,9 @@ class Host(Protocol):
     def on_gossip(self, sender: NodeId, message: GossipMessage, epoch: int) -> None:
         """For the failure detector, and for whoever keeps the topology at its newest."""
 
-    def document(self) -> bytes:
-        """The newest topology; empty before the cluster is founded."""
-
-    def not_serving(self) -> Failed | None:
-        """Why this node carries nothing out: it is not founded yet, or no member any more."""
-
-    def on_founding(self, founding: Founding) -> Founding:
-        """Somebody founds, or asks."""
+    @property
+    def membership(self) -> Membership:
+        """The room of the topology."""
 
     def refusal(self, request: Request) -> Failed | None:
         """Why the node does not take a request on now, if it does not."""
@@ -127,6 +129,7 @@ class Server:
         self._server: asyncio.Server | None = None
         self._connections: dict[Connection, float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def connections(self) -> int:
@@ -168,15 +171,26 @@ class Server:
         """Stop listening and close all connections."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._closed = True
         if self._server is not None:
+            # Who is accepted and not made a transport of yet would be dropped, its socket open, by
+            # CPython's `Server.close` (gh-109564): accept nobody for a turn of the loop first.
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            await asyncio.sleep(0)
             self._server.close()
         for connection in list(self._connections):
             connection.close("this node stops")
+        await asyncio.sleep(CLOSE_S)
+        for connection in list(self._connections):
+            connection.abort("this node stops")
         await asyncio.sleep(0)
 
     # -- connections -------------------------------------------------------------------------
 
     def _on_open(self, connection: Connection) -> None:
+        if self._closed:  # it was on its way in
+            connection.abort("this node stops")
         if len(self._connections) >= CONNECTIONS_MAX:
             detail = f"this node has its {CONNECTIONS_MAX} connections"
             connection.refuse("overloaded", detail, kind="connections")
@@ -277,7 +291,9 @@ class Server:
             case Founding():
                 self._on_founding(connection, frame)
             case TopologyQuery():
-                connection.send(TopologyDocument(host.document()))
+                connection.send(TopologyDocument(host.membership.document()))
+            case ChangeTopology():
+                host.membership.on_change(frame, connection.send)
             case (
                 Hello()
                 | Welcome()
@@ -286,12 +302,13 @@ class Server:
                 | Routes()
                 | TopologyDocument()
                 | Watched()
+                | TopologyChanged()
             ):
                 connection.refuse("frame", f"{type(frame).__name__} is not for a server")
 
     def _on_stranger(self, connection: Connection, hello: Hello) -> None:
         """Not in this node's topology. One of this cluster's is told what that is."""
-        document = self._host.document()
+        document = self._host.membership.document()
         if hello.role != "client" and hello.cluster_id and document:  # the ids were compared
             connection.send(TopologyDocument(document))
             connection.close(f"{hello.name} is not in this node's topology")
@@ -312,7 +329,7 @@ class Server:
 
     def _on_founding(self, connection: Connection, founding: Founding) -> None:
         try:
-            answer = self._host.on_founding(founding)
+            answer = self._host.membership.on_founding(founding)
         except ValueError as error:
             connection.refuse("frame", str(error))
         else:
@@ -331,7 +348,7 @@ class Server:
         if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
             connection.hold()
         slot_count = self._host.slot_count()
-        not_serving = self._host.not_serving()
+        not_serving = self._host.membership.not_serving()
         if not_serving is not None:
             self._reply(connection, Response(request.id, [not_serving] * len(request.ops), {}))
             return
@@ -365,36 +382,3 @@ class Server:
         rest = iter(response.results)
         results: list[Result] = [faults[i] if i in faults else next(rest) for i in range(count)]
         self._reply(connection, Response(response.id, results, response.leads))
-
-
-def fitting(response: Response) -> Response:
-    """The response with as much of what was read as fits; the rest is to be asked for again."""
-    left = FRAME_BYTES_MAX // 2  # a write's result is small, however many there are
-    results: list[Result] = []
-    for result in response.results:
-        match result:
-            case Found(record=record):
-                left -= len(record)
-            case Page(keys=keys, records=records):
-                left -= sum(map(len, keys)) + sum(map(len, records))
-            case _:
-                pass
-        results.append(result if left >= 0 or not isinstance(result, Found | Page) else _NO_ROOM)
-    return Response(response.id, results, response.leads)
-
-
-def without(request: Request, faults: dict[int, Failed]) -> Request:
-    """The request with only its good operations, each under its own number."""
-    kept = [index for index in range(len(request.ops)) if index not in faults]
-    return Request(
-        request.id,
-        request.client,
-        request.number,
-        request.retry,
-        request.timeout_ms,
-        request.hops,
-        [request.ops[i] for i in kept],
-        [request.seen[i] for i in kept] if request.seen else [],
-        [request.offsets[i] if request.offsets else i for i in kept],
-        request.system,
-    )

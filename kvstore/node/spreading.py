@@ -60,7 +60,7 @@ class Host(Protocol):
     def adopt(self, topology: Topology) -> None:
         """This is the newest topology now."""
 
-    def set_owners(self, topology: Topology, owners: Sequence[tuple[NodeId, ...]]) -> None:
+    def set_owners(self, owners: Sequence[tuple[NodeId, ...]]) -> None:
         """These are its owners, of every slot."""
 
     def ask_for_topology(self, node: NodeId) -> bool:
@@ -98,6 +98,7 @@ class Spreading:
         self._offered: bytes | None = None
         self._changed: Topology | None = None
         self._placed_epoch = 0
+        self._placed: Topology | None = None
         self._place_from_ms = 0
         self._asked_ms = -ASK_AGAIN_MS
         self._seen_here = b""
@@ -107,6 +108,7 @@ class Spreading:
     def start(self, *, placed: bool) -> None:
         """Begin; ``placed``: the core has this topology's owners already."""
         self._placed_epoch = self.topology.epoch if placed else 0
+        self._placed = self.topology if placed else None
         self._place_from_ms = self._clock.now_ms() + (0 if placed else PLACE_AFTER_START_MS)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="topology")
 
@@ -172,11 +174,17 @@ class Spreading:
 
     async def _place(self) -> None:
         """Owners for the newest topology; it may be a newer one when they are known."""
-        topology = self.topology
-        found = await self._aside(owners, topology)
+        topology, placed = self.topology, self._placed
         self._placed_epoch = topology.epoch
+        if placed is not None and (placed.nodes, placed.replicas) == (
+            topology.nodes,
+            topology.replicas,
+        ):
+            return
+        found = await self._aside(owners, topology)
+        self._placed = topology
         if topology is self.topology:
-            self._host.set_owners(topology, found)
+            self._host.set_owners(found)
         else:
             self._wake.set()
 

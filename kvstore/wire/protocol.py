@@ -17,8 +17,9 @@ from typing import Annotated
 import msgspec
 
 from cluster.limits import REQUEST_OPERATIONS_MAX, SLOT_COUNT_MAX
+from cluster.membership import TopologyChange
 from cluster.messages import Change, SlotMessage
-from cluster.operations import Operation, Result
+from cluster.operations import Failed, Operation, Result
 from cluster.outputs import WatchState
 from cluster.swim_messages import GossipMessage
 
@@ -242,6 +243,21 @@ class Watched(msgspec.Struct, frozen=True, array_like=True, tag=91):
     items: list[SlotChanged | SlotTold]
 
 
+class ChangeTopology(msgspec.Struct, frozen=True, array_like=True, tag=88):
+    """Make this change, please: of an operator's command, or of a node that wants to come in."""
+
+    id: int
+    change: TopologyChange
+
+
+class TopologyChanged(msgspec.Struct, frozen=True, array_like=True, tag=89):
+    """The answer: the topology in which the change is true, or why there is none."""
+
+    id: int
+    topology: bytes
+    failed: Failed | None = None
+
+
 Frame = (
     Hello
     | Welcome
@@ -259,4 +275,6 @@ Frame = (
     | TopologyDocument
     | Watch
     | Watched
+    | ChangeTopology
+    | TopologyChanged
 )

@@ -37,7 +37,14 @@ class Site:
         self.node: Node
         self.up = False
 
-    async def open(self, founders: tuple[str, ...] = ()) -> None:
+    async def open(
+        self,
+        founders: tuple[str, ...] = (),
+        *,
+        join: Site | None = None,
+        replaces: str = "",
+        cluster: str = CLUSTER_NAME,
+    ) -> None:
         """A node that listens and is not started yet."""
         self._disk = DataDir.open(self.directory)
         store = open_store(
@@ -50,11 +57,13 @@ class Site:
         )
         self.node = Node(
             Member(self._disk.member_id, self.name, self.address, self.http_address, self.zone),
-            CLUSTER_NAME,
+            cluster,
             store.engine,
             store.commit,
             lambda _: None,
             founders=founders,
+            join=(join.address,) if join is not None else (),
+            replaces=replaces,
             slot_count=SLOT_COUNT,
             replicas=3,
         )
@@ -65,6 +74,12 @@ class Site:
         """A node that is back on its disk."""
         await self.open()
         await self.node.start()
+
+    async def join(self, member: Site, *, replaces: str = "") -> None:
+        """A node that is taken in by a member."""
+        await self.open(join=member, replaces=replaces)
+        async with asyncio.timeout(WAIT_S):
+            await self.node.start()
 
     async def stop(self) -> None:
         """The node is gone, its disk stays."""
@@ -84,15 +99,25 @@ class Cluster:
     """Sites, and the nodes that are up on them."""
 
     def __init__(self, directory: Path, stack: AsyncExitStack) -> None:
-        self._directory = directory
+        self.directory = directory
         self._stack = stack
         self.sites: list[Site] = []
 
-    def add(self, zone: str = "") -> Site:
+    def add(self, zone: str = "", *, name: str = "") -> Site:
         """A new site with an empty disk."""
-        name = f"n{len(self.sites) + 1}"
+        name = name or f"n{len(self.sites) + 1}"
         port, http_port = (self._stack.enter_context(reserved_port()) for _ in range(2))
-        site = Site(name, port, http_port, self._directory / name, zone)
+        return self.register(Site(name, port, http_port, self.directory / name, zone))
+
+    def wiped(self, site: Site) -> Site:
+        """The same machine with an empty disk."""
+        port, http_port = site.port, int(site.http_address.rpartition(":")[2])
+        return self.register(
+            Site(site.name, port, http_port, self.directory / f"{site.name}-new", site.zone)
+        )
+
+    def register(self, site: Site) -> Site:
+        """Keep it, and stop its node in the end."""
         self._stack.push_async_callback(site.stop)
         self.sites.append(site)
         return site
@@ -117,6 +142,14 @@ async def running_cluster(directory: Path, *zones: str) -> AsyncIterator[Cluster
             await asyncio.gather(*(site.node.start() for site in cluster.sites))
             await asyncio.gather(*(site.node.wait_ready() for site in cluster.sites))
         yield cluster
+
+
+async def all_at(cluster: Cluster, topology: Topology) -> None:
+    """Until every node that is up has adopted it."""
+    await until(
+        lambda: all(site.node.topology == topology for site in cluster.up),
+        f"all nodes at epoch {topology.epoch}",
+    )
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -11,33 +11,26 @@ from cluster.operations import Code, Failed, Get
 from cluster.topology import with_zone, without_node
 from kvstore.node.recovery import stored_topology
 from kvstore.wire.protocol import Request
-from tests.kvstore.cluster_harness import running_cluster, until
+from tests.kvstore.cluster_harness import all_at, running_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from cluster.topology import Topology
-    from tests.kvstore.cluster_harness import Cluster, Site
+    from tests.kvstore.cluster_harness import Site
 
 TIMEOUT_MS = 10_000
 
 
 async def change(site: Site, how: Callable[[Topology], Topology], *, tell: bool) -> Topology:
     """Change the topology by way of one node, which is told, or which dies before it knows."""
-    stored = await site.node.record.read(TIMEOUT_MS)
+    stored = await site.node.membership.record.read(TIMEOUT_MS)
     changed = how(stored.topology)
-    assert await site.node.record.replace(changed, stored.version, TIMEOUT_MS)
+    assert await site.node.membership.record.replace(changed, stored.version, TIMEOUT_MS)
     if tell:
-        site.node.spreading.changed(changed)
+        site.node.membership.changed(changed)
     return changed
-
-
-async def all_at(cluster: Cluster, topology: Topology) -> None:
-    await until(
-        lambda: all(site.node.topology == topology for site in cluster.up),
-        f"all nodes at epoch {topology.epoch}",
-    )
 
 
 def rezoned(site: Site, zone: str) -> Callable[[Topology], Topology]:
@@ -109,11 +102,11 @@ async def test_a_removed_node_is_told_and_serves_nothing_any_more(
 async def test_the_node_that_knows_less_is_not_believed(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, "", "", "") as cluster:
         first = cluster.sites[0]
-        old = first.node.document()
+        old = first.node.membership.document()
         changed = await change(first, rezoned(first, "b"), tell=True)
         await all_at(cluster, changed)
         for document in (old, b"", b"\xc1"):
-            first.node.spreading.offered(document)
+            first.node.membership.offered(document)
             await asyncio.sleep(0)
         again = await change(first, rezoned(first, "c"), tell=True)
         await all_at(cluster, again)

@@ -58,6 +58,8 @@ def test_without_anything_it_is_a_node_of_its_own_on_loopback() -> None:
         data_dir=Path("kvdata"),
         cluster="ringkv",
         founders=(),
+        join=(),
+        replace="",
         zone="",
         weight=1.0,
         replicas=REPLICAS_DEFAULT,

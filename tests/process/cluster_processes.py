@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 READY_S = 30.0
+SPARE = 3
+"""Ports kept for nodes that join."""
+
 SMALL = ["--slot-count", "256"]
 """Fewer slots start faster; what is tested does not depend on their number."""
 
@@ -41,8 +44,9 @@ def is_free(port: int) -> bool:
 
 def make_cluster(directory: Path, nodes: int = 3, extra: list[str] | None = None) -> LocalCluster:
     """A cluster that is not started."""
-    first = free_port_range(2 * nodes)
-    return LocalCluster(directory, nodes, first, first + nodes, SMALL if extra is None else extra)
+    each = nodes + SPARE
+    first = free_port_range(2 * each)
+    return LocalCluster(directory, nodes, first, first + each, SMALL if extra is None else extra)
 
 
 @contextmanager

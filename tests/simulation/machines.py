@@ -84,7 +84,7 @@ class Machine:
 
         async def serve() -> None:
             await node.server.bind(self.host, PORT, "--port")  # in the order of `kvstore.process`
-            if node.is_founded:
+            if node.membership.is_founded:
                 await node.start()
                 await node.server.serve()
             else:
