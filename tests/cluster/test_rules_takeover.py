@@ -270,6 +270,31 @@ def test_r10_the_next_member_tries_when_the_first_does_not_win() -> None:
     assert c.serves(3)
 
 
+def test_r10_a_primary_that_is_asked_for_its_slot_looks_whether_it_was_deposed() -> None:
+    """Without a read or write nobody else would tell it, and the asker would ask for ever."""
+    c = Cluster()
+    c.inject(3, 2, Prepare(SLOT, Ballot(7, 3)))  # of a candidate that died over it
+    c.sync(2)
+    c.drop(2, 3)
+    c.inject(2, 1, Ask(SLOT, Ballot(8, 2)))
+    c.deliver(1, 2, Establish)
+    c.deliver(2, 1, Refuse)
+    assert not c.serves(1)
+    c.settle()
+    c.pass_time(2_000)
+    c.settle()
+    assert c.primary(1).ballot > Ballot(7, 3)
+
+
+def test_r10_a_primary_that_is_asked_and_not_deposed_goes_on() -> None:
+    c = Cluster()
+    before = c.primary(1).ballot
+    c.inject(2, 1, Ask(SLOT, Ballot(8, 2)))
+    c.settle()
+    assert c.serves(1)
+    assert c.primary(1).ballot == before
+
+
 def test_r10_a_returning_member_catches_up_and_takes_its_slot_back() -> None:
     c = Cluster()
     c.depose(1)
