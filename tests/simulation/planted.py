@@ -53,7 +53,7 @@ def accept_gap(patch: pytest.MonkeyPatch) -> None:
             slot.sequence = accept.sequence - 1
         replica.on_accept(slot, sender, accept, ctx)
 
-    patch.setattr("cluster.slot_table.on_accept", bad)
+    patch.setattr("cluster.dispatch.on_accept", bad)
 
 
 def accept_promised_higher(patch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def accept_promised_higher(patch: pytest.MonkeyPatch) -> None:
         replica.on_accept(slot, sender, accept, ctx)
         slot.promised = promised
 
-    patch.setattr("cluster.slot_table.on_accept", bad)
+    patch.setattr("cluster.dispatch.on_accept", bad)
 
 
 def commit_on_one(patch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def promise_not_durable(patch: pytest.MonkeyPatch) -> None:
         finally:
             kind.save = save  # type: ignore[method-assign]
 
-    patch.setattr("cluster.slot_table.on_prepare", bad)
+    patch.setattr("cluster.dispatch.on_prepare", bad)
 
 
 def lead_with_stale_state(patch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def establish_any_position(patch: pytest.MonkeyPatch) -> None:
         here = msgspec.structs.replace(establish, base=slot.position, newest=0)
         replica.on_establish(slot, sender, here, ctx)
 
-    patch.setattr("cluster.slot_table.on_establish", bad)
+    patch.setattr("cluster.dispatch.on_establish", bad)
 
 
 def serve_before_established(patch: pytest.MonkeyPatch) -> None:
