@@ -29,7 +29,7 @@ run: $(VENV)/installed ## start a 3-node cluster on loopback with the cities dat
 
 .PHONY: test
 test: $(VENV)/installed ## run the whole test suite
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 .PHONY: lint
 lint: $(VENV)/installed ## ruff, strict types, and the rule that cluster/ is pure

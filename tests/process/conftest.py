@@ -26,3 +26,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 def db(cluster: LocalCluster) -> Iterator[Client]:
     with kvstore.connect(cluster.url) as client:
         yield client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One at a time, whatever runs beside them: each starts a cluster of its own."""
+    for item in items:
+        if "tests/process" in item.path.as_posix():
+            item.add_marker(pytest.mark.xdist_group("process"))
