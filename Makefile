@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NODES ?= 3
+NODES ?=
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -24,8 +24,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 install: $(VENV)/installed ## make .venv and install the locked dependencies
 
 .PHONY: run
-run: $(VENV)/installed ## start a 3-node cluster on loopback with the cities data; Ctrl-C stops it
-	@$(BIN)/kvstore up --nodes $(NODES) --dir var --demo
+run: $(VENV)/installed ## start a 3-node cluster on loopback with the cities data (NODES=5: of 5); Ctrl-C stops it
+	@$(BIN)/kvstore up $(if $(NODES),--nodes $(NODES)) --dir var --demo
 
 .PHONY: test
 test: $(VENV)/installed ## run the whole test suite

@@ -126,6 +126,11 @@ class Moves:
         self._wanted = owners
         self._sweep()
 
+    @property
+    def pending(self) -> int:
+        """Slots that this node leads and that have yet to arrive, as of the last look; O(1)."""
+        return len(self._queue) + len(self._active)
+
     def view(self) -> list[Move]:
         """Every slot that this node leads and that is not at its owners; one walk over all."""
         pairs = zip(self._slots, self._wanted, strict=False)

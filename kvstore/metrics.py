@@ -205,6 +205,7 @@ class _Node(Collector):
             ("slots_held", "Slots whose content is here.", status.slots_held),
             ("requests_in_flight", "Requests not answered yet.", status.requests_in_flight),
             ("disk_free_bytes", "Free space on the data directory's disk.", status.disk_free_bytes),
+            ("slots_moving", "Slots led here that are on their way.", status.slots_moving),
             ("damaged_copies", "Copies that wait for a whole one.", status.damaged_copies),
             ("problems", "Things that are wrong; see /v1/cluster/node.", len(status.problems)),
         ):
@@ -218,6 +219,7 @@ class _Node(Collector):
             ("scrub_bytes", "Bytes compared with other copies.", status.scrub_bytes_total),
             ("scrub_passes", "Passes over all slots led here.", status.scrub_passes_total),
             ("damage_found", "Damaged copies found.", status.damage_found_total),
+            ("copied_bytes", "Sent to new members of slots.", status.copied_bytes_total),
             ("copies_repaired", "Damaged copies here replaced.", status.repaired_total),
         ):
             yield CounterMetricFamily(f"kvstore_{name}", text, float(total))

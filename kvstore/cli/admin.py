@@ -45,6 +45,8 @@ SLOTS_PER_PAGE: Final = 1_000
 ANSWER_BYTES_MAX: Final = 8 * 1_048_576
 """Of a document; `/v1/cluster` has some 300 bytes a node."""
 
+JSON_TYPE: Final = "application/json"
+
 _PARTS: Final = re.compile("([0-9]+)").split
 """Texts and numbers in turn, so that numbers are compared with numbers."""
 
@@ -105,6 +107,7 @@ class Snapshot(NamedTuple):
                     since_ms,
                     figures.slots_led if figures is not None else 0,
                     figures.slots_held if figures is not None else 0,
+                    figures.leaving if figures is not None else False,
                 )
             )
         return found
@@ -234,16 +237,26 @@ async def ask_http(addresses: list[str], target: str, timeout: float) -> list[An
         return await asyncio.gather(*(_ask(session, address, target) for address in addresses))
 
 
-async def _ask(session: aiohttp.ClientSession, address: str, target: str) -> Answer:
+async def post_http(address: str, target: str, body: bytes, timeout: float) -> Answer:
+    """POST a JSON body to one address; a failure is an answer with an ``error``."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout)) as session:
+        return await _ask(session, address, target, body)
+
+
+async def _ask(
+    session: aiohttp.ClientSession, address: str, target: str, body: bytes | None = None
+) -> Answer:
     if not address:
         return _failed("it has no HTTP address")
     begin = time.monotonic()
     try:
-        async with session.get(f"http://{address}{target}") as response:
-            body = bytearray()
+        method, headers = ("GET", {}) if body is None else ("POST", {"Content-Type": JSON_TYPE})
+        url = f"http://{address}{target}"
+        async with session.request(method, url, data=body, headers=headers) as response:
+            told = bytearray()
             async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > ANSWER_BYTES_MAX:
+                told += chunk
+                if len(told) > ANSWER_BYTES_MAX:
                     return _failed(f"{address}: its answer is over {ANSWER_BYTES_MAX} bytes")
             status, date = response.status, response.headers.get("Date", "")
     except TimeoutError:
@@ -257,7 +270,7 @@ async def _ask(session: aiohttp.ClientSession, address: str, target: str) -> Ans
     round_trip_s = time.monotonic() - begin
     offset = _clock_offset_s(date, round_trip_s)
     try:
-        document = msgspec.json.decode(body)
+        document = msgspec.json.decode(told)
     except msgspec.DecodeError:
         return _failed(f"{address}: no JSON in its answer; is this another server?")
     if status == 200:

@@ -184,16 +184,23 @@ def _print_status(snapshot: Snapshot, output: str) -> None:
     columns = _STATUS_WIDE if output == "wide" else _STATUS_COLUMNS
     print_columns(columns, [row[: len(columns)] for row in rows])
     click.echo()
+    moving = sum(s.slots_moving for at in range(len(members_)) if (s := snapshot.status(at)))
+    if moving:
+        click.echo(f"{moving} slots are on their way (kvstore rebalance shows them)")
     click.echo("problems:" if problems else "no problems")
     for problem in problems:
         click.echo(f"  {problem}")
+
+
+def _state(member: MemberStatus) -> str:
+    return "leaving" if member.leaving and member.state == "alive" else member.state
 
 
 def _member_row(member: MemberStatus) -> list[object]:
     return [
         member.name,
         _hex(member.id),
-        member.state,
+        _state(member),
         _time(member.since_ms),
         member.address,
         member.http_address,
@@ -206,7 +213,7 @@ def _member_row(member: MemberStatus) -> list[object]:
 def _status_row(snapshot: Snapshot, at: int, member: MemberStatus) -> list[object]:
     row: list[object] = [
         member.name,
-        member.state,
+        _state(member),
         member.zone,
         member.address,
         member.http_address,

@@ -135,7 +135,7 @@ class LocalCluster:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SetupError(f"cannot make the directory {directory}: {error.strerror}") from error
-        present = sum(path.is_dir() for path in directory.glob("n[0-9]*"))
+        present = nodes_in(directory)
         if present not in (0, count):
             raise SetupError(
                 f"{directory} holds a cluster of {present} nodes: start it with --nodes {present}, "
@@ -221,6 +221,11 @@ class LocalCluster:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         for node in self.nodes:
             node.stop(max(0.1, deadline - time.monotonic()))
+
+
+def nodes_in(directory: Path) -> int:
+    """Nodes that a directory holds from an earlier time."""
+    return sum(path.is_dir() for path in directory.glob("n[0-9]*"))
 
 
 def check_port_free(port: int, name: str, flag: str) -> None:

@@ -35,6 +35,11 @@ _COMMANDS: Final = {
     "status": ("kvstore.cli.cluster", "the cluster on one screen"),
     "members": ("kvstore.cli.cluster", "which nodes are in, and how they are"),
     "slots": ("kvstore.cli.cluster", "where a key lives"),
+    "join": ("kvstore.cli.serve", "run one node that joins a cluster"),
+    "leave": ("kvstore.cli.membership", "let a node leave"),
+    "replace": ("kvstore.cli.serve", "run one node that takes another's place"),
+    "rebalance": ("kvstore.cli.membership", "which slots move, where to and how fast"),
+    "can-stop": ("kvstore.cli.membership", "may a node be stopped now"),
     "doctor": ("kvstore.cli.doctor", "find what would hurt, and what to do about it"),
 }
 
@@ -53,7 +58,7 @@ class Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, _ = _COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(module), cmd_name)
+        command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -62,24 +62,34 @@ _OPTIONS: Final = {
 assert tuple(_OPTIONS) == NodeSettings.__struct_fields__
 
 
-def _setting_options(command: _F) -> _F:
-    for name, (form, text) in reversed(_OPTIONS.items()):
-        flag = f"--{name.replace('_', '-')}"
-        if form is None:
-            command = click.option(flag, is_flag=True, default=None, help=text)(command)
-        else:
-            command = click.option(flag, metavar=form, help=text)(command)
-    return command
+def _setting_options(*without: str) -> Callable[[_F], _F]:
+    """An option for each setting, but for those that the command has another way to give."""
+
+    def add(command: _F) -> _F:
+        for name, (form, text) in reversed(_OPTIONS.items()):
+            flag = f"--{name.replace('_', '-')}"
+            if name in without:
+                continue
+            if form is None:
+                command = click.option(flag, is_flag=True, default=None, help=text)(command)
+            else:
+                command = click.option(flag, metavar=form, help=text)(command)
+        return command
+
+    return add
 
 
-@click.command()
-@_setting_options
-@click.option(
+_settings_file_option: Final = click.option(
     "--settings-file",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="KVSTORE_SETTINGS_FILE",
     help="a TOML file of these settings: http_port = 8401",
 )
+
+
+@click.command()
+@_setting_options()
+@_settings_file_option
 @click.pass_context
 def serve(ctx: click.Context, /, settings_file: Path | None, **options: Any) -> int:
     """Run one node.
@@ -88,6 +98,39 @@ def serve(ctx: click.Context, /, settings_file: Path | None, **options: Any) -> 
     settings file (as http_port); an option wins over the environment, the environment over the
     file. Without any, a cluster of one node keeps its data in ./kvdata.
     """
+    return _run(ctx, settings_file, options)
+
+
+@click.command()
+@click.argument("address", metavar="HOST:PORT")
+@_setting_options("founders", "join", "replace")
+@_settings_file_option
+@click.pass_context
+def join(ctx: click.Context, /, address: str, settings_file: Path | None, **options: Any) -> int:
+    """Run one node that joins the cluster of the member at HOST:PORT.
+
+    As `kvstore serve --join`: a node that is in already just starts.
+    """
+    return _run(ctx, settings_file, options, join=address)
+
+
+@click.command()
+@click.argument("node")
+@_setting_options("founders", "replace")
+@_settings_file_option
+@click.pass_context
+def replace(ctx: click.Context, /, node: str, settings_file: Path | None, **options: Any) -> int:
+    """Run one node that takes the place of NODE in the cluster of --join.
+
+    As `kvstore serve --join HOST:PORT --replace NODE`. NODE is drained, unless this is its own
+    machine with a new disk: then it is taken out at once.
+    """
+    return _run(ctx, settings_file, options, replace=node)
+
+
+def _run(
+    ctx: click.Context, settings_file: Path | None, options: dict[str, Any], **more: str
+) -> int:
     flags = {
         name: value
         for name, value in options.items()
@@ -95,7 +138,7 @@ def serve(ctx: click.Context, /, settings_file: Path | None, **options: Any) -> 
     }
     # The configuration file also has defaults of other commands, and they rank below all else.
     configured = {name: v for name, v in (ctx.default_map or {}).items() if name in _OPTIONS}
-    settings = load_settings(flags, os.environ, settings_file, configured=configured)
+    settings = load_settings(flags | more, os.environ, settings_file, configured=configured)
 
     from kvstore.log import configure_logging
     from kvstore.process import run_node

@@ -20,10 +20,11 @@ from rich.text import Text
 
 from kvstore.cli.demo import load_cities
 from kvstore.cli.keyboard import Keyboard
-from kvstore.cli.local_cluster import LocalCluster, LocalNode
+from kvstore.cli.local_cluster import LocalCluster, LocalNode, nodes_in
 from kvstore.cli.output import ExitStatus, stderr_console
 from kvstore.cli.steady_load import SteadyLoad
 from kvstore.client import connect
+from kvstore.errors import SetupError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,11 +32,18 @@ if TYPE_CHECKING:
 READY_TIMEOUT_S: Final = 60.0
 REFRESH_S: Final = 0.25
 NODES_MAX: Final = 32
-KEYS_HELP: Final = "k kill   f freeze/thaw   r restart   (then the node's number)   q quit"
+NODES_DEFAULT: Final = 3
+KEYS_HELP: Final = (
+    "k kill   f freeze/thaw   r restart   (then the node's number)   a add a node   q quit"
+)
 
 
 @click.command()
-@click.option("--nodes", type=click.IntRange(1, NODES_MAX), default=3, show_default=True)
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, NODES_MAX),
+    help=f"How many.  [default: as many as last time, or {NODES_DEFAULT}]",
+)
 @click.option(
     "--dir",
     "directory",
@@ -52,7 +60,7 @@ KEYS_HELP: Final = "k kill   f freeze/thaw   r restart   (then the node's number
 )
 @click.option("--durability", type=click.Choice(["disk", "os"]), default="disk", show_default=True)
 def up(
-    nodes: int,
+    nodes: int | None,
     directory: Path,
     port: int,
     http_port: int,
@@ -66,6 +74,7 @@ def up(
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    nodes = nodes or nodes_in(directory) or NODES_DEFAULT
     cluster = LocalCluster(directory, nodes, port, http_port, ["--durability", durability])
     begun = time.monotonic()
     cluster.start()
@@ -194,6 +203,8 @@ class Dashboard:
             return
         if key == "q":
             self._stopping.set()
+        elif key == "a":
+            self._pending, self._note = "", self._add()
         elif key in "kfr":
             self._pending = key
             self._note = f"{key}: which node? 1 to {len(self._cluster.nodes)}"
@@ -203,6 +214,17 @@ class Dashboard:
             self._pending = ""
         else:
             self._pending, self._note = "", ""
+
+    def _add(self) -> str:
+        if len(self._cluster.nodes) >= NODES_MAX:
+            return f"{NODES_MAX} nodes are as many as one terminal takes"
+        if self._load is not None:
+            self._load.begin_fault()
+        try:
+            node = self._cluster.add_node()
+        except SetupError as error:
+            return str(error)
+        return f"{node.name}: joins, and takes its share of the slots"
 
     def _act(self, action: str, node: LocalNode) -> str:
         if self._load is not None:
@@ -223,7 +245,7 @@ class Dashboard:
 
     def _picture(self) -> Table:
         grid = Table.grid(padding=(0, 2))
-        grid.add_row("", "NODE", "PROCESS", "GOSSIP", "LEADS", "PID")
+        grid.add_row("", "NODE", "PROCESS", "GOSSIP", "LEADS", "HOLDS", "PID")
         for number, node in enumerate(self._cluster.nodes, 1):
             entry = self._seen.get(node.name, {})
             pid = node.process.pid if node.process is not None else "-"
@@ -234,6 +256,7 @@ class Dashboard:
                 Text(node.state, style=style),
                 str(entry.get("state", "-")),
                 str(entry.get("slots_led", "-")),
+                str(entry.get("slots_held", "-")),
                 str(pid),
             )
         rows = Table.grid()

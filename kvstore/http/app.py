@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from kvstore.http import admin, batch, keys, listing, openapi, watching
+from kvstore.http import admin, batch, keys, listing, openapi, topology, watching
 from kvstore.http.caller import Caller
 from kvstore.http.conditions import refuse_unsupported
 from kvstore.http.door import Call, Door, Route
@@ -43,7 +43,14 @@ _SERVER: Final = "kvstore"
 EXACT: Final[Mapping[str, Mapping[str, Route]]] = {
     path: {route.method: route for route in routes if route.path == path}
     for routes in [
-        (*listing.ROUTES, *batch.ROUTES, *admin.ROUTES, *openapi.ROUTES, *watching.ROUTES)
+        (
+            *listing.ROUTES,
+            *batch.ROUTES,
+            *admin.ROUTES,
+            *topology.ROUTES,
+            *openapi.ROUTES,
+            *watching.ROUTES,
+        )
     ]
     for path in [route.path for route in routes]
 }

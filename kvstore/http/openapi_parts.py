@@ -14,6 +14,13 @@ from kvstore.http.forms import JSON, MSGPACK
 from kvstore.http.listing import LIMIT_DEFAULT, LIMIT_MAX
 from kvstore.http.problems import PROBLEM_TYPE, PROBLEMS
 from kvstore.http.settings import HttpSettings
+from kvstore.node.operator_view import (
+    MovesStatus,
+    OperatorChange,
+    PlanStatus,
+    QuorumsStatus,
+    TopologyStatus,
+)
 from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
 
 __all__ = ["HEADERS", "PARAMETERS", "SCHEMAS", "STRUCTURED", "content", "ok", "problem", "ref"]
@@ -56,6 +63,23 @@ def _struct(kind: type[msgspec.Struct]) -> dict[str, Any]:
     schema = dict(components[kind.__name__])
     schema.pop("title", None)
     return schema
+
+
+_REFERENCE: Final = ref("schemas", "{name}")["$ref"]
+
+
+def _structs(*kinds: Any) -> dict[str, Any]:
+    """Several, with whatever they are made of, each under its own name."""
+    _, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+    for schema in components.values():
+        schema.pop("title", None)
+    return components
+
+
+def _one_of(union: Any) -> dict[str, Any]:
+    """A union of structs, told apart by their ``type``."""
+    (schema,), _ = msgspec.json.schema_components([union], ref_template=_REFERENCE)
+    return {"oneOf": schema["anyOf"]}
 
 
 def _record(required: str, **properties: Any) -> dict[str, Any]:
@@ -175,6 +199,8 @@ SCHEMAS: Final[dict[str, Any]] = {
     "Member": _struct(MemberStatus),
     "Slot": _struct(SlotStatus),
     "Node": _struct(NodeStatus),
+    **_structs(TopologyStatus, MovesStatus, QuorumsStatus, PlanStatus, OperatorChange),
+    "TopologyChange": _one_of(OperatorChange),
     "Health": _record("status", status={"enum": ["live", "ready"]}),
     "Text": _STRING,
     "Object": {"type": "object"},

@@ -136,6 +136,28 @@ _WATCH: Final[dict[str, Any]] = {
     "problems": (500,),
 }
 
+_CHANGE_TOPOLOGY: Final[dict[str, Any]] = {
+    "operationId": "change_topology",
+    "summary": "Change the topology",
+    "description": "By whichever node is asked, answered when it is committed. A node joins and is "
+    "replaced by starting it (`kvstore serve --join`). To repeat a change is no harm.",
+    "tags": ["cluster"],
+    "parameters": ("Timeout",),
+    "body": ("TopologyChange", JSON),
+    "responses": {200: ok("The topology in which it is true", "TopologyStatus")},
+    "problems": (409, 413, 415, 500, 504),
+}
+
+_PLAN: Final[dict[str, Any]] = {
+    "operationId": "plan",
+    "summary": "What a change of the topology would move; changes nothing",
+    "tags": ["cluster"],
+    "parameters": (),
+    "body": ("TopologyChange", JSON),
+    "responses": {200: ok("Slots, bytes, time and the reason", "PlanStatus")},
+    "problems": (409, 413, 415, 500),
+}
+
 
 def _view(
     operation: str, tag: str, text: str, *body: str, parameters: tuple[str, ...] = ()
@@ -168,6 +190,15 @@ PATHS: Final[dict[str, dict[str, Any]]] = {
         parameters=("SlotKey", "SlotNumber", "SlotFrom", "Limit"),
     ),
     "/v1/cluster/node": _view("node", "cluster", "This node's figures", "Node"),
+    "/v1/cluster/topology": {
+        **_view("topology", "cluster", "The newest topology", "TopologyStatus"),
+        "post": _CHANGE_TOPOLOGY,
+    },
+    "/v1/cluster/plan": {"post": _PLAN},
+    "/v1/cluster/moves": _view("moves", "cluster", "Slots that this node is moving", "MovesStatus"),
+    "/v1/cluster/quorums": _view(
+        "quorums", "cluster", "Whom the slots need that this node leads", "QuorumsStatus"
+    ),
     "/health/live": _view("live", "health", "The process answers", "Health"),
     "/health/ready": _view("ready", "health", "The node serves its slots", "Health"),
     "/metrics": _view("metrics", "health", "Metrics for Prometheus", "Text", "text/plain"),

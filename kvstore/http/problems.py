@@ -70,6 +70,7 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         Kind("method-not-allowed", 405, "This resource does not know this method"),
         Kind("not-acceptable", 406, "The value has no form that Accept asks for"),
         Kind("slow-request", 408, "The request did not arrive in time"),
+        Kind("change-refused", 409, "This change of the topology makes no sense now", False),
         Kind("condition-failed", 412, "The condition was not met", refusal=False),
         Kind("too-large", 413, "The body is over the limit"),
         Kind("line-too-long", 414, "The request line is over the limit"),

@@ -43,12 +43,13 @@ class Departure:
         return listed is not None and listed.state == LEAVING
 
     async def _leave(self) -> None:
+        remove = Remove(f"{self._node.id:012x}")
         while self._is_leaving():
             await asyncio.sleep(LOOK_INTERVAL_S)
             if any(slot is not None and slot.holds_state for slot in self._node.table.slots):
                 continue
             try:
-                await self._node.change(Remove(f"{self._node.id:012x}"), REMOVE_TIMEOUT_MS)
+                await self._node.membership.change(remove, REMOVE_TIMEOUT_MS)
             except (TopologyError, KVError) as error:
                 log.warning("this node is drained but cannot take itself out", error=str(error))
 

@@ -93,6 +93,7 @@ class Membership:
         self._changes = Changes(self.record, self.changed, node.clock, self._rng)
         self._spreading.start(placed=founded)
         self._departure.consider()
+        self._set_pace(topology)
         me = topology.node(node.id)
         if self._arrival.moved and me is not None:
             move = ChangeTopology(0, Move(f"{me.id:012x}", me.address, me.http_address))

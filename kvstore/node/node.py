@@ -32,6 +32,7 @@ from kvstore.node.health import Health
 from kvstore.node.loop import CoreLoop
 from kvstore.node.membership import Membership
 from kvstore.node.neighbours import Neighbours
+from kvstore.node.operator import OperatorBoard
 from kvstore.node.peers import Peers, make_hello
 from kvstore.node.recovery import store_founding, stored_slots
 from kvstore.node.router import Router
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cluster.ballot import NodeId
-    from cluster.membership import TopologyChange
     from cluster.messages import SlotMessage
     from cluster.operations import Failed
     from cluster.swim_messages import GossipMessage
@@ -147,6 +147,7 @@ class Node:
             self._rng,
         )
         self.board = StatusBoard(self)
+        self.operator = OperatorBoard(self, aside)
         self.health = Health(space, scrub_bytes_per_s, self.board.name_of, self.clock)
         self.store = TickStore(engine)
         self.watching = Watching(self.clock.now_ms)
@@ -330,10 +331,6 @@ class Node:
         awaited = Awaited(self._loop)
         self.on_request(request, awaited.settle, awaited)
         return await awaited.response
-
-    async def change(self, change: TopologyChange, timeout_ms: int) -> Topology:
-        """Change the topology; any node does (`kvstore.node.changes.Changes.make`)."""
-        return await self.membership.change(change, timeout_ms)
 
     def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
         """The routing table as a client needs it."""

@@ -10,6 +10,7 @@ import msgspec
 import psutil
 
 from cluster.slot import Candidate, Primary
+from cluster.topology import LEAVING
 from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
 from kvstore.wire.protocol import Routes
 
@@ -77,6 +78,7 @@ class StatusBoard:
                     now_ms - (member.state_since_ms if member is not None else node.started_ms),
                     led[listed.id],
                     held[listed.id],
+                    listed.state == LEAVING,
                 )
             )
         return found
@@ -155,7 +157,7 @@ class StatusBoard:
         )
 
     def _health(self) -> tuple[int, ...]:
-        """Free space, and what the background comparison did and found."""
+        """Free space, what the background comparison did and found, what is moved."""
         node = self._node
         if node.topology is None:
             return ()
@@ -167,6 +169,8 @@ class StatusBoard:
             scrub.found_total,
             scrub.damaged,
             scrub.repaired_total,
+            node.table.moves.pending,
+            node.table.moves.throttle.spent_total,
         )
 
     def _problems(self, sync_ms: float) -> list[str]:

@@ -13,6 +13,7 @@ import msgspec
 if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.topology import Topology
+    from kvstore.node.operator_view import OperatorView
     from kvstore.node.watching import Watching
     from kvstore.wire.protocol import Request, Response, Routes
 
@@ -29,6 +30,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
     since_ms: int
     slots_led: int
     slots_held: int
+    leaving: bool = False
 
 
 class SlotStatus(msgspec.Struct, frozen=True):
@@ -71,6 +73,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     damage_found_total: int = 0
     damaged_copies: int = 0
     repaired_total: int = 0
+    slots_moving: int = 0
+    """Slots that it leads and that are not where the topology wants them."""
+    copied_bytes_total: int = 0
+    """Sent to nodes that are new among a slot's members (rule 13)."""
 
 
 class NodeView(Protocol):
@@ -87,6 +93,10 @@ class NodeView(Protocol):
     @property
     def topology(self) -> Topology | None:
         """The newest topology that it knows; None before the cluster is founded."""
+
+    @property
+    def operator(self) -> OperatorView:
+        """What operators ask and change."""
 
     async def submit(self, request: Request) -> Response:
         """Carry out operations on any keys; what goes wrong is in the results, never raised."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgpack
 
 from cluster.ballot import Ballot
+from cluster.membership import TopologyChange, apply_change
 from cluster.operations import (
     PRESENT,
     Absent,
@@ -43,14 +44,25 @@ from cluster.records import (
     record_version,
 )
 from cluster.slots import slot_of
+from cluster.topology import Node as Member
+from cluster.topology import Topology, found_topology
+from kvstore.errors import OutcomeUnknown, Unavailable
+from kvstore.node.operator_view import (
+    ConfigStatus,
+    MovesStatus,
+    MoveStatus,
+    PlanStatus,
+    QuorumsStatus,
+    ShareStatus,
+    TopologyNode,
+    TopologyStatus,
+)
 from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
 from kvstore.node.watching import Listener, Watching
 from kvstore.wire.protocol import Request, Response, RouteNode, Routes, SlotTold, Watch, Watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from cluster.topology import Topology
 
 BALLOT = Ballot(1, 7)
 
@@ -60,6 +72,50 @@ class FakeWatching(Watching):
 
     def take(self, listener: Listener, watch: Watch) -> None:
         listener.send(Watched([SlotTold(slot, WatchState.STARTED, 7, 0) for slot in watch.slots]))
+
+
+class FakeOperator:
+    """The topology of a cluster of one, changed without a word to anybody."""
+
+    def __init__(self, fail: Callable[[Operation], Result | None]) -> None:
+        self.fail = fail
+        node = Member(BALLOT.node, "n1", "127.0.0.1:7401", "127.0.0.1:8401", "a")
+        self.document = found_topology("c1", "test", [node], slot_count=64)
+
+    def topology(self) -> TopologyStatus:
+        now = self.document
+        nodes = [
+            TopologyNode(
+                *(n.id, n.name, n.address, n.http_address, n.zone, n.weight, n.state, n.joined)
+            )
+            for n in now.nodes
+        ]
+        return TopologyStatus(
+            *(now.cluster_name, now.cluster_id, now.epoch, now.slot_count, now.replicas),
+            *(now.paused, now.copy_bytes_per_s, ["n1"], nodes),
+        )
+
+    async def moves(self) -> MovesStatus:
+        move = MoveStatus(5, "copying", ["n1"], ["n2"], ["n1", "n2"], True, 10, 1)
+        return MovesStatus("n1", 1, False, 1_000, 1, 1, 1, 100, 10, 0, [move])
+
+    def quorums(self) -> QuorumsStatus:
+        configs = [ConfigStatus([["n1"]], [], 65, True)]
+        return QuorumsStatus("n1", self.document.epoch, 65, 65, configs, 0, [])
+
+    async def change(self, change: TopologyChange, timeout_ms: int) -> TopologyStatus:
+        failed = self.fail(Get(b"topology"))
+        if isinstance(failed, Failed):
+            if failed.code is Code.UNKNOWN:
+                raise OutcomeUnknown(failed.detail, "")
+            raise Unavailable(failed.detail)
+        self.document = apply_change(self.document, change)
+        return self.topology()
+
+    async def plan(self, change: TopologyChange) -> PlanStatus:
+        apply_change(self.document, change)
+        share = ShareStatus("n1", 64, 64, 64, 64, 0, 0)
+        return PlanStatus("because", 0, 0, 0, 0.0, [share])
 
 
 class FakeNode:
@@ -76,6 +132,7 @@ class FakeNode:
         self.ready = True
         self._now_ms = now_ms
         self._watching = FakeWatching(now_ms)
+        self.operator_ = FakeOperator(lambda op: self.fail(op))
 
     @property
     def id(self) -> int:
@@ -99,6 +156,10 @@ class FakeNode:
             offset = request.offsets[index] if request.offsets else index
             results.append(self._once(op, (request.client, request.number + offset)))
         return Response(request.id, results, {})
+
+    @property
+    def operator(self) -> FakeOperator:
+        return self.operator_
 
     @property
     def watching(self) -> Watching:

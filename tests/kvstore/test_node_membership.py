@@ -59,7 +59,7 @@ async def test_two_join_at_once_by_two_members(tmp_path: Path) -> None:
 
 async def test_two_operators_at_once_both_get_what_they_meant(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, "", "", "") as cluster:
-        nodes = [site.node for site in cluster.sites]
+        rooms = [site.node.membership for site in cluster.sites]
         changes: list[TopologyChange] = [
             Rezone("n1", "a"),
             Rezone("n2", "b"),
@@ -67,7 +67,7 @@ async def test_two_operators_at_once_both_get_what_they_meant(tmp_path: Path) ->
             Weigh("n3", 3.0),
         ]
         made = await asyncio.gather(
-            *(nodes[n % 3].change(change, TIMEOUT_MS) for n, change in enumerate(changes))
+            *(rooms[n % 3].change(change, TIMEOUT_MS) for n, change in enumerate(changes))
         )
         newest = max(made, key=lambda topology: topology.epoch)
         await all_at(cluster, newest)
@@ -83,7 +83,7 @@ async def test_what_makes_no_sense_after_another_change_is_told(tmp_path: Path) 
     async with running_cluster(tmp_path, "", "", "", "") as cluster:
         made = await asyncio.gather(
             *(
-                site.node.change(Leave(name), TIMEOUT_MS)
+                site.node.membership.change(Leave(name), TIMEOUT_MS)
                 for site, name in zip(cluster.sites, ["n3", "n4"], strict=False)
             ),
             return_exceptions=True,
@@ -158,9 +158,11 @@ async def test_a_wiped_disk_comes_back_as_another_member_in_the_same_place(tmp_p
 async def test_a_node_that_was_taken_out_comes_back_only_by_joining(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, "", "", "") as cluster:
         first, gone = cluster.sites[0], cluster.sites[2]
-        await all_at(cluster, await first.node.change(Remove("n3", force=True), TIMEOUT_MS))
+        await all_at(
+            cluster, await first.node.membership.change(Remove("n3", force=True), TIMEOUT_MS)
+        )
         with pytest.raises(Unavailable, match="no member"):
-            await gone.node.change(Weigh("n1", 2.0), TIMEOUT_MS)
+            await gone.node.membership.change(Weigh("n1", 2.0), TIMEOUT_MS)
         await gone.stop()
         with pytest.raises(SetupError, match=r"taken out of cluster .* start it with --join"):
             await gone.start()
@@ -207,5 +209,5 @@ async def test_a_join_for_another_node_is_the_same_change(tmp_path: Path) -> Non
         node = cluster.sites[0].node
         listed = cluster.sites[0].topology.nodes[0]
         twin = msgspec.structs.replace(listed, id=9, name="n9", address="h:1", http_address="h:2")
-        joined = await node.change(Join(twin), TIMEOUT_MS)
-        assert await node.change(Join(twin), TIMEOUT_MS) == joined
+        joined = await node.membership.change(Join(twin), TIMEOUT_MS)
+        assert await node.membership.change(Join(twin), TIMEOUT_MS) == joined

@@ -23,7 +23,13 @@ from tests.kvstore.http_harness import Answer, Harness, serving
 
 JSON = "application/json"
 QUICK = HttpSettings(head_seconds_max=0.05, body_seconds_max=0.05, linger_seconds_max=0.05)
-BODIES = {"put": b"1", "batch": b'[{"op": "put", "key": "{t}a", "value": 1}]'}
+CHANGE = b'{"type": "zone", "node": "n1", "zone": "b"}'
+BODIES = {
+    "put": b"1",
+    "change_topology": CHANGE,
+    "plan": CHANGE,
+    "batch": b'[{"op": "put", "key": "{t}a", "value": 1}]',
+}
 TARGETS = {
     "/v1/kv/{key}": "/v1/kv/{t}a",
     "/v1/kv/{key}/incr": "/v1/kv/{t}n/incr",
@@ -65,7 +71,7 @@ class BrokenNode(FakeNode):
     """Whatever it is asked, it makes a mistake."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("submit", "routes", "members", "status", "slot_status"):
+        if name in ("submit", "routes", "members", "status", "slot_status", "operator"):
             raise RuntimeError(name)
         return super().__getattribute__(name)
 
@@ -122,6 +128,14 @@ async def unacceptable(http: Harness, operation: Operation) -> Answer:
     return await operation.ask(http, Accept="image/png")
 
 
+async def refused(http: Harness, operation: Operation) -> Answer:
+    operation.body = b'{"type": "leave", "node": "nobody"}'
+    try:
+        return await operation.ask(http)
+    finally:
+        operation.body = CHANGE
+
+
 TRIALS: dict[int, Trial] = {
     200: stored,
     201: plain,
@@ -132,6 +146,7 @@ TRIALS: dict[int, Trial] = {
     404: plain,
     406: unacceptable,
     408: cut_head,
+    409: refused,
     412: conditional,
     413: too_large,
     414: lambda http, operation: operation.ask(http, "?" + "x" * 17_000),

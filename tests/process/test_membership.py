@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import signal
 from typing import TYPE_CHECKING
 
 import kvstore
-from cluster.membership import Leave
-from kvstore.node.founding import ask
-from kvstore.wire.protocol import PROTOCOL_VERSION, ChangeTopology, Hello, TopologyChanged
-from tests.process.cluster_processes import running_cluster, states_seen_by, wait_for
+from tests.process.cluster_processes import (
+    command,
+    running_cluster,
+    states_seen_by,
+    wait_for,
+)
 from tests.process.test_faults import Writers, check_counts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cluster.membership import TopologyChange
-    from kvstore.cli.local_cluster import LocalCluster, LocalNode
+    from kvstore.cli.local_cluster import LocalNode
 
 HELD_MIN = 150
 """A quarter of 256 slots in three copies is 192."""
@@ -26,16 +27,6 @@ HELD_MIN = 150
 def held(node: LocalNode) -> int:
     document = node.fetch("/v1/cluster/node")
     return 0 if document is None else int(document["slots_held"])
-
-
-def change(cluster: LocalCluster, what: TopologyChange) -> TopologyChanged:
-    """Ask the first node for a change."""
-    hello = Hello(PROTOCOL_VERSION, "client", "", "ringkv", 0, "")
-    answer = asyncio.run(
-        ask(cluster.nodes[0].address, hello, ChangeTopology(1, what), timeout_s=20)
-    )
-    assert isinstance(answer, TopologyChanged)
-    return answer
 
 
 def test_a_fourth_node_joins_under_load_takes_its_share_and_leaves_again(tmp_path: Path) -> None:
@@ -50,8 +41,11 @@ def test_a_fourth_node_joins_under_load_takes_its_share_and_leaves_again(tmp_pat
             wait_for(lambda: held(fourth) >= HELD_MIN, "n4 holds its share", 60)
             wait_for(lambda: fourth.fetch("/health/ready") is not None, "n4 is ready")
             writers.more(300)
-            assert change(cluster, Leave("n4")).failed is None
-            wait_for(lambda: "n4" not in states_seen_by(cluster, 0), "n4 is out", 60)
+            assert command("can-stop", "n4", url=cluster.url).returncode == 0
+            left = command("leave", "n4", url=cluster.url)
+            assert left.returncode == 0, left.stderr
+            assert "n4 is out of the cluster and holds nothing" in left.stdout
+            assert "n4" not in states_seen_by(cluster, 0)
             assert fourth.state == "running"
             assert held(fourth) == 0
             fourth.signal(signal.SIGKILL)
@@ -96,3 +90,45 @@ def test_a_lost_disk_is_replaced_on_the_same_machine(tmp_path: Path) -> None:
         wait_for(lambda: held(lost) == 256, "n3 is filled again", 60)
         cluster.nodes[0].signal(signal.SIGKILL)
         assert db.get_many(list(written)) == written
+
+
+def test_the_commands_tell_the_truth(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster:
+        url = cluster.url
+        with kvstore.connect(url) as db:
+            db.put_many({f"k:{n}": "x" * 1_000 for n in range(2_000)})
+        refused = command("leave", "n3", url=url)
+        assert refused.returncode == 2
+        assert "2 nodes are left for 3 copies" in refused.stderr
+        losses = command("can-stop", "-o", "json", url=url)
+        assert json.loads(losses.stdout) == [
+            {"loss": name, "kind": "node", "slots_lost": 0} for name in ("n1", "n2", "n3")
+        ]
+        assert "all slots are where they should be" in command("rebalance", url=url).stdout
+
+        shown = command("rebalance", "--plan", "--replicas", "1", "-o", "json", url=url)
+        planned = json.loads(shown.stdout)
+        assert planned["reason"] == "1 copies of each key instead of 3"
+        assert (planned["slots"], planned["copies"]) == (256, 0)
+        assert cluster.nodes[0].fetch("/v1/cluster/topology")["epoch"] == 1
+
+        assert command("rebalance", "--replicas", "1", "--wait", url=url).returncode == 0
+        wait_for(lambda: sum(map(held, cluster.nodes)) == 256, "one copy of each slot", 60)
+        assert command("can-stop", "n1", url=url).returncode == 1
+        plan = command("rebalance", "--plan", "--replicas", "3", "-o", "json", url=url)
+        planned = json.loads(plan.stdout)
+        assert planned["copies"] == 512
+        assert abs(planned["copies_bytes"] / (2 * 2_000 * 1_050) - 1) < 0.1
+
+        assert command("rebalance", "--pause", "--replicas", "3", url=url).returncode == 0
+        paused = command("rebalance", url=url)
+        wait_for(lambda: "256 slots to go" in command("rebalance", url=url).stdout, "all wait")
+        assert sum(map(held, cluster.nodes)) == 256, paused.stdout
+        assert command("rebalance", "--resume", "--rate", "0", "--wait", url=url).returncode == 0
+        wait_for(lambda: sum(map(held, cluster.nodes)) == 768, "three copies again", 60)
+
+        cluster.nodes[2].signal(signal.SIGKILL)
+        wait_for(lambda: states_seen_by(cluster, 0).get("n3") == "dead", "n3 is dead")
+        no = command("can-stop", "n1", url=url)
+        assert no.returncode == 1
+        assert "no: 257 slots would have no quorum without n1" in no.stdout

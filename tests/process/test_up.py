@@ -29,11 +29,11 @@ class Up:
     """The command, its output as it comes."""
 
     def __init__(self, directory: Path, *arguments: str, terminal: bool = False) -> None:
-        self.port = free_port_range(6)
+        self.port = free_port_range(8)  # three nodes, and one that is added
         self.url = f"kv://127.0.0.1:{self.port}"
         command = [
             *(sys.executable, "-m", "kvstore", "up", "--dir", str(directory)),
-            *("--port", str(self.port), "--http-port", str(self.port + 3), *arguments),
+            *("--port", str(self.port), "--http-port", str(self.port + 4), *arguments),
         ]
         ours, theirs = pty.openpty() if terminal else os.pipe()
         self.output = ours
@@ -126,6 +126,9 @@ def test_keys_on_a_terminal_hurt_and_heal(tmp_path: Path) -> None:
         running.forget()
         running.wait_for(r"load: [1-9]\d* writes/s")
         assert "acknowledged writes lost: 0" in running.text
+        running.press("a")
+        running.wait_for("n4: joins")
+        running.wait_for(r"4 +n4 +running +alive")
         running.press("q")
         running.wait_for("stopped; the data is in")
         running.process.wait(15)

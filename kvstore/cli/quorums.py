@@ -1,0 +1,101 @@
+"""Whom the slots need: what losing a node or a zone would cost, by what all nodes say together.
+
+A slot's members are known for sure by its primary alone, so each node tells of those that it leads,
+grouped by their members. A slot can be served while a majority of each of its member sets can be
+reached (rule 9); two sets stand while it changes its members.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from kvstore.cli.admin import Answer, ask_http, learn_routes
+from kvstore.errors import Unavailable
+from kvstore.node.operator_view import ConfigStatus, QuorumsStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from kvstore.wire.protocol import RouteNode
+
+
+class Survey(NamedTuple):
+    """One moment of the cluster."""
+
+    nodes: list[RouteNode]
+    up: set[str]
+    """Names of those that answer and that nobody thinks dead."""
+    configs: list[ConfigStatus]
+    unled: int
+    """Slots that no node serves now, or that nobody who answers knows of."""
+
+
+async def survey(url: str, timeout: float) -> Survey:
+    """Ask every node whom its slots need.
+
+    Raises:
+        BadRequest: the address cannot be read.
+        Unavailable: no node answers.
+    """
+    routes = await learn_routes(url, timeout)
+    addresses = [node.http_address for node in routes.nodes]
+    answers = await ask_http(addresses, "/v1/cluster/quorums", timeout)
+    told = [quorums_in(answer) for answer in answers]
+    found = [status for status in told if status is not None]
+    if not found:
+        raise Unavailable(
+            "no node answers over HTTP; tried " + "; ".join(answer.error for answer in answers)
+        )
+    up = {
+        node.name
+        for node, status in zip(routes.nodes, told, strict=True)
+        if status is not None and node.state != "dead"
+    }
+    led = sum(status.led for status in found)
+    configs = [config for status in found for config in status.configs]
+    return Survey(routes.nodes, up, configs, max(found[0].total - led, 0))
+
+
+def quorums_in(answer: Answer) -> QuorumsStatus | None:
+    """What a node told; None if it did not."""
+    if answer.error:
+        return None
+    try:
+        return msgspec.convert(answer.document, QuorumsStatus)
+    except msgspec.ValidationError:
+        return None
+
+
+def slots_lost(found: Survey, without: Collection[str]) -> int:
+    """Slots that lose their quorum when these nodes stop, of those that have one now."""
+    left = found.up.difference(without)
+    return sum(
+        config.slots
+        for config in found.configs
+        if has_quorum(config.sets, found.up) and not has_quorum(config.sets, left)
+    )
+
+
+def slots_stopped(found: Survey) -> int:
+    """Slots that have no quorum as it is."""
+    return sum(c.slots for c in found.configs if not has_quorum(c.sets, found.up)) + found.unled
+
+
+def has_quorum(sets: Sequence[Sequence[str]], up: Collection[str]) -> bool:
+    """Whether a majority of each set is up.
+
+    >>> has_quorum([["n1", "n2", "n3"]], {"n1", "n3"}), has_quorum([["n1", "n2"]], {"n1"})
+    (True, False)
+    """
+    return all(2 * sum(name in up for name in members) > len(members) for members in sets)
+
+
+def slots_naming(found: Survey, name: str) -> int:
+    """Slots of which this node is a member or a learner."""
+    return sum(
+        config.slots
+        for config in found.configs
+        if name in config.learners or any(name in members for members in config.sets)
+    )

@@ -1,0 +1,51 @@
+"""What stopping a node costs, from what the nodes say of their slots."""
+
+from __future__ import annotations
+
+from kvstore.cli.quorums import Survey, slots_lost, slots_naming, slots_stopped
+from kvstore.node.operator_view import ConfigStatus
+from kvstore.wire.protocol import RouteNode
+
+
+def survey(*configs: ConfigStatus, up: str = "n1 n2 n3 n4", unled: int = 0) -> Survey:
+    nodes = [RouteNode(n, f"n{n}", f"h:{n}", f"h:{n}", "", "alive") for n in range(1, 5)]
+    return Survey(nodes, set(up.split()), list(configs), unled)
+
+
+def config(members: str, slots: int, *, joint: str = "", learners: str = "") -> ConfigStatus:
+    sets = [members.split()] + ([joint.split()] if joint else [])
+    return ConfigStatus(sets, learners.split(), slots, True)
+
+
+def test_one_of_three_can_stop_and_two_cannot() -> None:
+    found = survey(config("n1 n2 n3", 7), config("n2 n3 n4", 5))
+    assert slots_lost(found, {"n1"}) == 0
+    assert slots_lost(found, {"n1", "n2"}) == 7
+    assert slots_lost(found, {"n2", "n3"}) == 12
+
+
+def test_the_second_of_a_broken_set_cannot_stop() -> None:
+    found = survey(config("n1 n2 n3", 7), config("n2 n3 n4", 5), up="n2 n3 n4")
+    assert slots_stopped(found) == 0
+    assert slots_lost(found, {"n4"}) == 0
+    assert slots_lost(found, {"n2"}) == 7
+    assert slots_lost(found, {"n1"}) == 0, "it is down already"
+
+
+def test_while_members_change_each_set_needs_its_majority() -> None:
+    found = survey(config("n1 n2", 3, joint="n2 n3 n4"), up="n1 n2 n3 n4")
+    assert slots_lost(found, {"n1"}) == 3
+    assert slots_lost(found, {"n3"}) == 0
+
+
+def test_learners_do_not_count_but_are_named() -> None:
+    found = survey(config("n1 n2 n3", 7, learners="n4"))
+    assert slots_lost(found, {"n4"}) == 0
+    assert slots_naming(found, "n4") == 7
+    assert slots_naming(found, "n1") == 7
+
+
+def test_what_has_stopped_already_is_told_apart() -> None:
+    found = survey(config("n1 n2 n3", 7), up="n1 n4", unled=2)
+    assert slots_stopped(found) == 9
+    assert slots_lost(found, {"n1"}) == 0
