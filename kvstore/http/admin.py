@@ -82,10 +82,10 @@ async def live(call: Call) -> web.Response:
 
 async def ready(call: Call) -> web.Response:
     """The node serves the slots that it should, or 503 with the reason."""
-    status = call.door.node.status()
-    if status.ready:
-        return _json({"status": "ready"})
-    raise ProblemError("not-ready", status.not_ready_reason or "The node is starting.")
+    reason = call.door.node.not_ready_reason()
+    if reason:
+        raise ProblemError("not-ready", reason)
+    return _json({"status": "ready"})
 
 
 async def metrics(call: Call) -> web.Response:

@@ -173,7 +173,7 @@ class Node:
 
     async def wait_ready(self) -> None:
         """Until each slot has a primary that this node knows."""
-        while self.board.not_ready_reason():
+        while self.not_ready_reason():
             self.neighbours.leads_moved.clear()
             await self.neighbours.leads_moved.wait()
 
@@ -343,6 +343,10 @@ class Node:
     def slot_status(self, slot: int) -> SlotStatus:
         """Where a slot lives."""
         return self.board.slot_status(slot)
+
+    def not_ready_reason(self) -> str:
+        """Why this node does not serve yet."""
+        return self.board.not_ready_reason()
 
     def status(self) -> NodeStatus:
         """This node's own figures."""

@@ -114,5 +114,8 @@ class NodeView(Protocol):
     def slot_status(self, slot: int) -> SlotStatus:
         """Where a slot lives."""
 
+    def not_ready_reason(self) -> str:
+        """Why this node does not serve yet; empty when it does. Asked often: costs little."""
+
     def status(self) -> NodeStatus:
         """This node's own figures."""

@@ -180,8 +180,11 @@ class FakeNode:
     def slot_status(self, slot: int) -> SlotStatus:
         return SlotStatus(slot, ["n1"], [], "n1", "primary", "1.7", self.sequence, self.sequence)
 
+    def not_ready_reason(self) -> str:
+        return "" if self.ready else "slot 5 has no primary"
+
     def status(self) -> NodeStatus:
-        reason = "" if self.ready else "slot 5 has no primary"
+        reason = self.not_ready_reason()
         slots = self.slot_count
         return NodeStatus(
             id=self.id,

@@ -71,7 +71,8 @@ class BrokenNode(FakeNode):
     """Whatever it is asked, it makes a mistake."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("submit", "routes", "members", "status", "slot_status", "operator"):
+        doors = ("submit", "routes", "members", "not_ready_reason", "status", "slot_status")
+        if name in (*doors, "operator"):
             raise RuntimeError(name)
         return super().__getattribute__(name)
 
