@@ -9,7 +9,6 @@ condition is such a read too (rule 3).
 A round asks no more peers than a quorum needs, and the same ones for as many slots as possible:
 that is half of the messages for three replicas. Peers take turns by round; one that is slow to
 answer is passed over until it does. Where a round is not confirmed soon, everyone else is asked.
-`docs/decisions/0006-reads.md` has the figures.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ moves is ever taken for damage.
 *A damaged replica* (`Slot.damaged`, durable) takes and acknowledges nothing, does not stand for
 primary, and cannot be best, until the copy has replaced its content, which stays until then. It
 goes on to promise, with the position where it stopped: a promise speaks of ballots
-(`docs/decisions/0010-damaged-copies.md`). Nobody is condemned but by a primary that compared and is
+(`docs/decisions/0008-damaged-copies.md`). Nobody is condemned but by a primary that compared and is
 right itself, and a primary gives itself up only to a member that is right and has all that it has:
 one undamaged copy is left whatever happens.
 
