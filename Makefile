@@ -51,6 +51,10 @@ bench: $(VENV)/installed ## measure a real 3-node cluster
 bench-failover: $(VENV)/installed ## measure what clients notice when a node dies, freezes or returns
 	@$(BIN)/python -m scripts.bench_failover
 
+.PHONY: bench-membership
+bench-membership: $(VENV)/installed ## measure what clients notice while nodes join and leave
+	@$(BIN)/python -m scripts.bench_membership
+
 .PHONY: bench-overload
 bench-overload: $(VENV)/installed ## measure five times the load that saturates, and a kill in it
 	@$(BIN)/python -m scripts.bench_overload

@@ -4,8 +4,8 @@ Each slot finds its own way (`cluster.reconfigure`); here it is decided how many
 which of them first, and how fast their content leaves. Three bounds keep moves from hurting what
 the cluster is there for:
 
-* as primary, a node has at most `Moves.in_flight_max` slots on the way; slots of which a member
-  cannot be reached set out first;
+* as primary, a node has at most `Moves.in_flight_max` slots on the way, and fewer while it is busy
+  (`cluster.throttle.Room`); slots of which a member cannot be reached set out first;
 * what it sends to learners goes through a token bucket (`cluster.throttle`): what finds it empty
   waits here, one message a slot and learner, and is looked at only when a timer runs, after
   everything else that had arrived;
@@ -15,14 +15,14 @@ A move does not set out before everyone it needs can be reached, and one whose l
 counts for no place. A pause lets nothing set out and nothing be sent; what only needs its last
 steps takes them, because a joint config is the worst place to stop at.
 
-As everywhere, what was lost on the way is found by the one walk a second (`_sweep`); all else here
-makes it faster.
+As everywhere, what was lost on the way is found by the one walk a second (`_walk`), a part of it
+with each tick so that it holds up nobody; all else here makes it faster.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from enum import IntEnum
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,10 +34,11 @@ from cluster.limits import (
     COPIES_PER_SECOND_BYTES_DEFAULT,
     MOVES_IN_FLIGHT_DEFAULT,
 )
-from cluster.messages import Fetch, Gap, Surplus
+from cluster.messages import Fetch, Gap
 from cluster.reconfigure import change, is_ready, is_settled, next_config
 from cluster.slot import Primary
-from cluster.throttle import Throttle
+from cluster.surplus import Surpluses
+from cluster.throttle import Room, Throttle
 from cluster.transfer import BRING_AGAIN_MS, on_fetch, on_gap
 
 if TYPE_CHECKING:
@@ -47,7 +48,14 @@ if TYPE_CHECKING:
     from cluster.slot import Context, Slot
     from cluster.slot_config import SlotConfig
 
-SWEEP_INTERVAL_MS = 1_000
+URGENT_MIN = 8
+"""Moves at once of slots that lack copies, however busy the node: a second failure costs more."""
+
+FIRST_LOOK = 512
+"""Slots that are looked at as soon as the owners change; the others follow within a walk."""
+
+WALK_MS = 1_000
+"""In which every slot is looked at once."""
 
 REMIND_INTERVAL_MS = 250
 
@@ -56,9 +64,6 @@ COPY_TIMEOUT_MS = 10_000
 
 ADMITTED_MS = 2_000
 """A place for a copy is kept for so long until its first page comes."""
-
-SURPLUS_ASKED_MAX = 1_024
-"""Slots that a node asks about in one second; the rest have their turn in the next ones."""
 
 
 class Stage(IntEnum):
@@ -94,8 +99,9 @@ class Moves:
         self._ctx = ctx
         self._leadership = leadership
         self._wanted: Sequence[tuple[NodeId, ...]] = ()
-        self._queue: deque[int] = deque()
-        """Slots that this node leads and that have yet to set out, urgent ones first."""
+        self._urgent: dict[int, None] = {}
+        self._others: dict[int, None] = {}
+        """Slots that this node leads and that have yet to set out, in the order of their turn."""
         self._active: set[int] = set()
         """Slots that this node leads and whose config is on its way."""
         self._stalled: set[int] = set()
@@ -104,9 +110,14 @@ class Moves:
         """What learners asked for when the throttle had no room."""
         self._incoming: dict[int, int] = {}
         """Slots without state that a copy was admitted for -> when."""
-        self._swept_at_ms = self._reminded_at_ms = 0
-        self._surplus_at = 0
+        self._surpluses = Surpluses(ctx)
+        self._walked_at_ms = self._reminded_at_ms = 0
+        self._walk_at = 0
+        """The slot that the walk comes to next."""
         self.in_flight_max = MOVES_IN_FLIGHT_DEFAULT
+        self._room = Room(MOVES_IN_FLIGHT_DEFAULT)
+        self.copies_pending = self._copies_met = 0
+        """Copies that pending slots need: by the last walk, and so far in this one."""
         self.paused = False
         self.done_total = 0
         """Slots that arrived at their owners while this node led them."""
@@ -124,12 +135,23 @@ class Moves:
         assert len(owners) == len(self._slots)
         assert all(owners), "a slot has owners"
         self._wanted = owners
-        self._sweep()
+        self._walk_at = 0
+        self._walk(min(FIRST_LOOK, len(self._slots)))
 
     @property
     def pending(self) -> int:
         """Slots that this node leads and that have yet to arrive, as of the last look; O(1)."""
-        return len(self._queue) + len(self._active)
+        return len(self._active) + len(self._urgent) + len(self._others)
+
+    def first(self, limit: int) -> list[Move]:
+        """Some of the pending slots, those on their way first; O(limit)."""
+        numbers = islice(chain(self._active, self._urgent, self._others), limit)
+        slots = (self._slots[number] for number in numbers)
+        return [self._view(slot) for slot in slots if slot is not None and self._leads(slot)]
+
+    def felt_late(self, late_ms: float) -> None:
+        """A timer of this node came so late (see `Room`)."""
+        self._room.felt_late(late_ms)
 
     def view(self) -> list[Move]:
         """Every slot that this node leads and that is not at its owners; one walk over all."""
@@ -176,7 +198,7 @@ class Moves:
             return
         if _is_plain(slot.config):
             if next_config(slot.config, self._wanted[slot.number]) is not None:
-                self._queue.append(slot.number)
+                self._queue(slot)
         else:
             self._active.add(slot.number)
             self.advance(slot)
@@ -214,13 +236,19 @@ class Moves:
     def _set_out(self) -> None:
         """Begin as many moves as there is room for."""
         while (
-            self._queue
+            (queue := self._urgent or self._others)
             and not self.paused
-            and len(self._active) - len(self._stalled) < self.in_flight_max
+            and len(self._active) - len(self._stalled) < min(self.in_flight_max, self._places())
         ):
-            slot = self._slots[self._queue.popleft()]
+            number = next(iter(queue))
+            del queue[number]
+            slot = self._slots[number]
             if slot is not None and self._leads(slot) and self._can_arrive(slot):
                 self.advance(slot)
+
+    def _places(self) -> float:
+        """For moves at once; where copies are missing, some even of a node that is late."""
+        return max(self._room.places, URGENT_MIN) if self._urgent else self._room.places
 
     def _can_arrive(self, slot: Slot) -> bool:
         """Whether all that are still missing can be reached."""
@@ -258,7 +286,7 @@ class Moves:
         """Whether a replica without state may be brought this slot now (R13)."""
         if slot.holds_state or slot.number in self._incoming:
             return True
-        if len(self._incoming) >= COPIES_IN_FLIGHT_MAX:
+        if len(self._incoming) >= min(COPIES_IN_FLIGHT_MAX, 4 * self._room.places):
             return False
         self._incoming[slot.number] = self._ctx.now_ms
         return True
@@ -278,34 +306,16 @@ class Moves:
                 slot.copy = None
                 ctx.store.drop(ctx.store.prefix(number, slot.generation + 1))
 
-    def _ask_about_surplus(self, held: list[int]) -> None:
-        """Ask the leaders of slots that this node should not hold whether it has left them (R15).
-
-        Those whose config here says so come first, the others take turns.
-        """
-        ctx = self._ctx
-        at = self._surplus_at
-        held.sort(key=lambda number: (self._names_me(number), number <= at, number))
-        asked = held[:SURPLUS_ASKED_MAX]
-        for number in asked:
-            ctx.out.send[ctx.leader_of[number]].append(Surplus(number))
-        self._surplus_at = asked[-1] if asked else 0
-
-    def _names_me(self, number: int) -> bool:
-        slot = self._slots[number]
-        return slot is not None and self._ctx.me in slot.config.everyone
-
     # -- time --------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Send what the throttle let wait; once a second, look at everything."""
+        """Send what the throttle let wait, take due steps, and look at some more slots."""
         if not self._wanted:
             return
         self._send_deferred()
         if self._incoming:
             self._look_after_copies()
-        if self._ctx.now_ms - self._swept_at_ms >= SWEEP_INTERVAL_MS:
-            self._sweep()
+        self._go_on_walking()
         remind = self._ctx.now_ms - self._reminded_at_ms >= REMIND_INTERVAL_MS
         if remind:
             self._reminded_at_ms = self._ctx.now_ms
@@ -329,32 +339,55 @@ class Moves:
             ):
                 tell(slot, primary, node, ctx)
 
-    def _sweep(self) -> None:
-        ctx, me = self._ctx, self._ctx.me
-        self._swept_at_ms = ctx.now_ms
-        urgent: deque[int] = deque()
-        others: list[int] = []
-        surplus: list[int] = []
-        self._active.clear()
-        self._stalled.clear()
-        for slot, wanted in zip(self._slots, self._wanted, strict=True):
-            if slot is None or not slot.holds_state:
-                continue
-            role = slot.role
-            if role is None:
-                if me not in wanted and ctx.leader_of.get(slot.number) in ctx.reachable:
-                    surplus.append(slot.number)
-            elif isinstance(role, Primary) and role.serving:
-                if not _is_plain(slot.config) or not is_settled(role):
-                    self._active.add(slot.number)
-                    if not ctx.reachable.issuperset(slot.config.learners):
-                        self._stalled.add(slot.number)
-                elif slot.config.sets[0] != wanted:
-                    (urgent if self._is_urgent(slot) else others).append(slot.number)
-        urgent.extend(others)
-        self._queue = urgent
-        self._ask_about_surplus(surplus)
+    def _go_on_walking(self) -> None:
+        """As far as the time since the last tick takes the walk."""
+        count = len(self._slots)
+        part = count * (self._ctx.now_ms - self._walked_at_ms) // WALK_MS
+        if part >= count:
+            self._walk_at = 0
+            self._walk(count)
+        elif part:
+            self._walk(min(self._walk_at + part, count))
+
+    def _walk(self, end: int) -> None:
+        """Look at the slots up to ``end``, and see to it that each is where it belongs here."""
+        self._walked_at_ms = self._ctx.now_ms
+        if self._walk_at == 0:
+            self._surpluses.begin_walk()
+            self._copies_met = 0
+        for number in range(self._walk_at, end):
+            slot = self._slots[number]
+            if slot is not None:
+                self._look_at(slot)
+        self._walk_at = end
+        if end == len(self._slots):
+            self._walk_at, self.copies_pending = 0, self._copies_met
         self._set_out()
+
+    def _look_at(self, slot: Slot) -> None:
+        ctx, number, wanted, role = self._ctx, slot.number, self._wanted[slot.number], slot.role
+        self._rest(number)
+        self._urgent.pop(number, None)
+        self._others.pop(number, None)
+        if not slot.holds_state:
+            return
+        if role is None:
+            if ctx.me not in wanted and ctx.leader_of.get(number) in ctx.reachable:
+                self._surpluses.meet(slot)
+        elif isinstance(role, Primary) and role.serving:
+            config = slot.config
+            if not _is_plain(config) or not is_settled(role):
+                self._active.add(number)
+                self._copies_met += len(config.learners)
+                if not ctx.reachable.issuperset(config.learners):
+                    self._stalled.add(number)
+            elif config.sets[0] != wanted:
+                self._copies_met += len(set(wanted).difference(config.sets[0]))
+                self._queue(slot)
+
+    def _queue(self, slot: Slot) -> None:
+        """To set out when its turn comes; slots that lack copies come first."""
+        (self._urgent if self._is_urgent(slot) else self._others)[slot.number] = None
 
 
 def _is_plain(config: SlotConfig) -> bool:

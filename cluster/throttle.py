@@ -1,14 +1,50 @@
-"""A token bucket: how fast copies of slots may leave this node.
+"""How fast copies of slots may leave a node, and how many slots it moves at once.
 
-Tokens are bytes. They come in at the rate, up to what `BURST_MS` bring, and a message may be sent
-while there are any; it may take the bucket into debt, which the next one waits for. So the rate
-holds over time whatever the size of a message, and one that is larger than the bucket is not stuck.
+`Throttle` is a token bucket. Tokens are bytes. They come in at the rate, up to what `BURST_MS`
+bring, and a message may be sent while there are any; it may take the bucket into debt, which the
+next one waits for. So the rate holds over time whatever the size of a message, and one that is
+larger than the bucket is not stuck.
+
+`Room` follows how busy the node is, and that is told by the lateness of its own timers: users'
+requests wait as long behind the moves, so these give way (additive increase, multiplicative
+decrease: Chiu and Jain, 1989). Small slots cost few bytes, but each costs milliseconds of work all
+over the cluster.
 """
 
 from __future__ import annotations
 
 BURST_MS = 100
 """Unused time is kept for no longer than this, so that a pause is not followed by a flood."""
+
+LATE_MS = 4
+"""A timer that comes later than this came behind too much work: a read takes less."""
+
+PLACES_AT_FIRST = 2
+PLACES_PER_TICK = 0.2
+"""By how much the room grows while the node is in time, four in a second; it is halved when it is
+late."""
+
+
+class Room:
+    """Places for moves at once, up to ``most``.
+
+    >>> room = Room(32)
+    >>> for late_ms in (0.1, 0.1, 9.0):
+    ...     room.felt_late(late_ms)
+    >>> round(room.places, 1)
+    1.2
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = float(most)
+        self.places = float(PLACES_AT_FIRST)
+
+    def felt_late(self, late_ms: float) -> None:
+        """A timer of this node came so late."""
+        if late_ms > LATE_MS:
+            self.places = max(1.0, self.places / 2)
+        else:
+            self.places = min(self.places + PLACES_PER_TICK, self._most)
 
 
 class Throttle:

@@ -14,9 +14,9 @@ import click
 import msgspec
 
 from cluster.membership import Leave, Pace, Remove, Replicate, Rezone, Weigh
-from kvstore.cli.admin import by_name, learn_routes, post_http
+from kvstore.cli.admin import ask_http, by_name, learn_routes, post_http
 from kvstore.cli.cluster import human_bytes
-from kvstore.cli.moves import Progress, take_moves
+from kvstore.cli.moves import Progress, moves_of, take_moves
 from kvstore.cli.output import (
     ExitStatus,
     cluster_options,
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from kvstore.cli.quorums import Survey
 
-LOOK_INTERVAL_S: Final = 0.5
+LOOK_INTERVAL_S: Final = 1.0
+LOOKS_PER_SURVEY: Final = 5
+"""Whether a dead node is needed by anybody is asked less often: it costs all nodes more."""
 RATE_MAX: Final = 1 << 40
 
 
@@ -69,19 +71,25 @@ def leave(
 
 async def _wait_drained(url: str, name: str, timeout: float) -> None:
     """Until it has taken itself out; one that is dead is taken out when no slot names it."""
+    routes = await learn_routes(url, timeout)
+    addresses = [node.http_address for node in routes.nodes]
+    looks = 0
     with Progress(f"{name} leaves") as progress:
         while True:
-            routes = await learn_routes(url, timeout)
-            listed = next((n for n in routes.nodes if n.name == name), None)
-            if listed is None:
+            told = await ask_http(addresses, "/v1/cluster/topology", timeout)
+            known = [answer.document for answer in told if not answer.error]
+            newest = max(known, key=lambda document: document["epoch"], default=None)
+            if newest is not None and all(node["name"] != name for node in newest["nodes"]):
                 return
-            found = await survey(url, timeout)
-            left = slots_naming(found, name)
-            if not left and not found.unled and listed.state == "dead":
-                await send_change(url, Remove(name), timeout)
-                continue
-            progress.show(await take_moves(url, timeout), f"{left} slots to go")
+            if looks % LOOKS_PER_SURVEY == 0:
+                found = await survey(url, timeout)
+                for node in found.nodes:
+                    is_gone = node.name == name and node.state == "dead"
+                    if is_gone and not found.unled and not slots_naming(found, node.id):
+                        await send_change(url, Remove(name), timeout)
+            progress.show(await moves_of(addresses, timeout))
             await asyncio.sleep(LOOK_INTERVAL_S)
+            looks += 1
 
 
 @click.command(name="can-stop")
@@ -101,10 +109,10 @@ def can_stop(url: str, timeout: float, output: str, node: str | None) -> ExitSta
         if stopped:
             click.echo(f"{stopped} slots have no quorum or no primary already", err=True)
         return ExitStatus.OK
-    if node not in {n.name for n in found.nodes}:
-        names = ", ".join(n.name for n in by_name(found.nodes))
-        raise BadRequest(f"no node is named {node!r}; there are {names}")
-    lost = slots_lost(found, {node})
+    id_of = {n.name: n.id for n in by_name(found.nodes)}
+    if node not in id_of:
+        raise BadRequest(f"no node is named {node!r}; there are {', '.join(id_of)}")
+    lost = slots_lost(found, {id_of[node]})
     if output == "json":
         print_json({"node": node, "can_stop": not lost and not stopped, "slots_lost": lost})
     elif not lost and not stopped:
@@ -118,12 +126,12 @@ def can_stop(url: str, timeout: float, output: str, node: str | None) -> ExitSta
 
 def _losses(found: Survey) -> list[tuple[str, str, int]]:
     """Each node and each zone, with the slots that stop without it."""
-    zones: dict[str, set[str]] = {}
+    zones: dict[str, set[int]] = {}
     for node in found.nodes:
         if node.zone:
-            zones.setdefault(node.zone, set()).add(node.name)
-    nodes = [(node.name, "node", slots_lost(found, {node.name})) for node in by_name(found.nodes)]
-    return nodes + [(zone, "zone", slots_lost(found, names)) for zone, names in zones.items()]
+            zones.setdefault(node.zone, set()).add(node.id)
+    nodes = [(node.name, "node", slots_lost(found, {node.id})) for node in by_name(found.nodes)]
+    return nodes + [(zone, "zone", slots_lost(found, ids)) for zone, ids in zones.items()]
 
 
 @click.command()
@@ -165,7 +173,7 @@ async def _follow(url: str, timeout: float, output: str, *, wait: bool) -> None:
         return
     with Progress("slots move") as progress:
         while found.slots or found.waits_for_nodes:
-            progress.show(found, f"{found.slots} slots to go")
+            progress.show(found)
             await asyncio.sleep(LOOK_INTERVAL_S)
             found = await take_moves(url, timeout)
 

@@ -67,16 +67,20 @@ class Moves(NamedTuple):
         click.echo(f"{what}, {pace}" if self.slots else "all slots are where they should be")
         click.echo()
         rows = [
-            (n.node, n.slots, n.urgent, n.copies, human_bytes(n.copies_bytes), n.done_total)
+            (n.node, n.slots, n.copies, human_bytes(n.copies_bytes), n.done_total)
             for n in self.nodes
         ]
-        print_columns(["primary", "slots", "urgent", "copies", "bytes", "done"], rows)
+        print_columns(["primary", "slots", "copies", "bytes", "done"], rows)
 
 
 async def take_moves(url: str, timeout: float) -> Moves:
-    """What is on its way; nodes that do not answer are left out."""
+    """What is on its way, by what every node says."""
     routes = await learn_routes(url, timeout)
-    addresses = [node.http_address for node in routes.nodes]
+    return await moves_of([node.http_address for node in routes.nodes], timeout)
+
+
+async def moves_of(addresses: list[str], timeout: float) -> Moves:
+    """The same from these nodes alone; those that do not answer are left out."""
     answers = await ask_http(addresses, "/v1/cluster/moves", timeout)
     told = [msgspec.convert(a.document, MovesStatus) for a in answers if not a.error]
     return Moves(told, time.monotonic())
@@ -107,12 +111,12 @@ class Progress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def show(self, now: Moves, what: str) -> None:
+    def show(self, now: Moves) -> None:
         """Draw it, with the rate since the last time and the time left at that rate."""
         before, self._before = self._before, now
         if before is not None and now.at > before.at:
             self._rate = max(now.bytes_sent - before.bytes_sent, 0) / (now.at - before.at)
-        line = f"{self._what}: {what}, {human_bytes(self._rate)}/s"
+        line = f"{self._what}: {now.slots} slots to go, {human_bytes(self._rate)}/s"
         if self._rate and now.bytes_left:
             line += f", about {now.bytes_left / self._rate:,.0f} s left"
         if any(node.paused for node in now.nodes):

@@ -25,8 +25,8 @@ class Survey(NamedTuple):
     """One moment of the cluster."""
 
     nodes: list[RouteNode]
-    up: set[str]
-    """Names of those that answer and that nobody thinks dead."""
+    up: set[int]
+    """Ids of those that answer and that nobody thinks dead."""
     configs: list[ConfigStatus]
     unled: int
     """Slots that no node serves now, or that nobody who answers knows of."""
@@ -49,7 +49,7 @@ async def survey(url: str, timeout: float) -> Survey:
             "no node answers over HTTP; tried " + "; ".join(answer.error for answer in answers)
         )
     up = {
-        node.name
+        node.id
         for node, status in zip(routes.nodes, told, strict=True)
         if status is not None and node.state != "dead"
     }
@@ -68,7 +68,7 @@ def quorums_in(answer: Answer) -> QuorumsStatus | None:
         return None
 
 
-def slots_lost(found: Survey, without: Collection[str]) -> int:
+def slots_lost(found: Survey, without: Collection[int]) -> int:
     """Slots that lose their quorum when these nodes stop, of those that have one now."""
     left = found.up.difference(without)
     return sum(
@@ -83,19 +83,19 @@ def slots_stopped(found: Survey) -> int:
     return sum(c.slots for c in found.configs if not has_quorum(c.sets, found.up)) + found.unled
 
 
-def has_quorum(sets: Sequence[Sequence[str]], up: Collection[str]) -> bool:
+def has_quorum(sets: Sequence[Sequence[int]], up: Collection[int]) -> bool:
     """Whether a majority of each set is up.
 
-    >>> has_quorum([["n1", "n2", "n3"]], {"n1", "n3"}), has_quorum([["n1", "n2"]], {"n1"})
+    >>> has_quorum([[1, 2, 3]], {1, 3}), has_quorum([[1, 2]], {1})
     (True, False)
     """
-    return all(2 * sum(name in up for name in members) > len(members) for members in sets)
+    return all(2 * sum(node in up for node in members) > len(members) for members in sets)
 
 
-def slots_naming(found: Survey, name: str) -> int:
+def slots_naming(found: Survey, node: int) -> int:
     """Slots of which this node is a member or a learner."""
     return sum(
         config.slots
         for config in found.configs
-        if name in config.learners or any(name in members for members in config.sets)
+        if node in config.learners or any(node in members for members in config.sets)
     )

@@ -24,6 +24,7 @@ from cluster.system_slot import owners
 from kvstore.log import get_logger
 from kvstore.node.admission import Admission
 from kvstore.node.arrival import Arrival
+from kvstore.node.aside import aside
 from kvstore.node.clock import SystemClock
 from kvstore.node.directory import Directory
 from kvstore.node.gathering import Awaited
@@ -87,7 +88,7 @@ class Node:
         replaces: The member whose place this node takes when it joins.
         clock: The machine's if None.
         rng: For jitter and the cluster's id; seeded by the system if None.
-        aside: Computes what would hold up the loop (`kvstore.node.spreading`).
+        aside: Computes what would hold up the loop (`kvstore.node.aside`).
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Node:
         replicas: int,
         clock: Clock | None = None,
         rng: random.Random | None = None,
-        aside: Aside = asyncio.to_thread,
+        aside: Aside = aside,
         space: DiskSpace | None = None,
         scrub_bytes_per_s: int = BYTES_PER_S_DEFAULT,
     ) -> None:
@@ -121,6 +122,7 @@ class Node:
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_due = self._loop.time()
         self._retired = asyncio.Event()
         self._rng = rng or random.Random()
         arrival = Arrival(
@@ -214,6 +216,7 @@ class Node:
 
     def _tick(self) -> None:
         self.core.wake()
+        self.table.moves.felt_late(1_000 * (self._loop.time() - self._tick_due))
         self.health.tick()
         self.table.tick()
         self.router.tick()
@@ -221,7 +224,8 @@ class Node:
         self.watching.tick()
         if self.table.leadership.retired:
             self._retired.set()
-        self._timer = self._loop.call_later(TICK_INTERVAL_S, self._tick)
+        self._tick_due = self._loop.time() + TICK_INTERVAL_S
+        self._timer = self._loop.call_at(self._tick_due, self._tick)
 
     async def retire(self) -> None:
         """Before a stop: hand all slots over, serving meanwhile, so that nobody notices (R10)."""

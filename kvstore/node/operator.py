@@ -79,8 +79,8 @@ class OperatorBoard:
         """See `OperatorView`."""
         topology = self._founded()
         core = self._node.table.moves
-        moves = core.view()
-        copies = sum(len(set(move.wanted) - set(move.members)) for move in moves)
+        moves = core.first(MOVES_SHOWN_MAX)
+        copies = core.copies_pending
         slot_bytes = await self._mean_slot_bytes() if copies else 0.0
         begun = sum(move.copied_bytes for move in moves)
         return MovesStatus(
@@ -88,13 +88,12 @@ class OperatorBoard:
             topology.epoch,
             core.paused,
             core.throttle.bytes_per_s or 0,
-            len(moves),
-            sum(move.urgent for move in moves),
+            core.pending,
             copies,
             max(int(copies * slot_bytes) - begun, 0),
             core.throttle.spent_total,
             core.done_total,
-            [self._move(move) for move in moves[:MOVES_SHOWN_MAX]],
+            [self._move(move) for move in moves],
         )
 
     def quorums(self) -> QuorumsStatus:
@@ -200,11 +199,12 @@ class OperatorBoard:
             move.copied_records,
         )
 
-    def _configs(self, counts: Counter[tuple[SlotConfig, bool]]) -> list[ConfigStatus]:
+    @staticmethod
+    def _configs(counts: Counter[tuple[SlotConfig, bool]]) -> list[ConfigStatus]:
         return [
             ConfigStatus(
-                [self._names(members) for members in config.sets],
-                self._names(config.learners),
+                [list(members) for members in config.sets],
+                list(config.learners),
                 count,
                 wanted,
             )

@@ -62,8 +62,9 @@ class MoveStatus(msgspec.Struct, frozen=True):
 class MovesStatus(msgspec.Struct, frozen=True):
     """The slots that the node leads and that are not where the topology wants them.
 
-    ``copies`` still have to be made, for ``copies_bytes`` by the mean size of the node's slots.
-    ``copied_bytes_total`` and ``done_total`` count since its start.
+    ``moves`` are some of them, those on their way first. ``copies`` still have to be made, for
+    ``copies_bytes`` by the mean size of the node's slots. ``copied_bytes_total`` and ``done_total``
+    count since its start.
     """
 
     node: str
@@ -71,7 +72,6 @@ class MovesStatus(msgspec.Struct, frozen=True):
     paused: bool
     copy_bytes_per_s: int
     slots: int
-    urgent: int
     copies: int
     copies_bytes: int
     copied_bytes_total: int
@@ -80,10 +80,13 @@ class MovesStatus(msgspec.Struct, frozen=True):
 
 
 class ConfigStatus(msgspec.Struct, frozen=True):
-    """Members that so many slots have: one set, or two while they change, and learners."""
+    """Members that so many slots have: one set, or two while they change, and learners.
 
-    sets: list[list[str]]
-    learners: list[str]
+    By id: a name goes to another member when a lost disk is replaced.
+    """
+
+    sets: list[list[int]]
+    learners: list[int]
     slots: int
     wanted: bool
 

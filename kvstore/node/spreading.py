@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cluster.records import record_version
 from cluster.system_slot import owners
-from cluster.topology import TopologyError, decode_topology
+from cluster.topology import ACTIVE, TopologyError, decode_topology
 from kvstore.errors import Unavailable
 from kvstore.log import get_logger
 
@@ -50,8 +50,8 @@ PLACE_AFTER_START_MS: Final = 3_000
 READ_TIMEOUT_MS: Final = 2_000
 
 Aside = Any
-"""``async (function, *arguments) -> result`` that does not hold up the loop: a thread, or, in a
-simulation, a plain call."""
+"""``async (function, *arguments) -> result`` that does not hold up the loop:
+`kvstore.node.aside.aside`, or, in a simulation, a plain call."""
 
 
 class Host(Protocol):
@@ -176,10 +176,7 @@ class Spreading:
         """Owners for the newest topology; it may be a newer one when they are known."""
         topology, placed = self.topology, self._placed
         self._placed_epoch = topology.epoch
-        if placed is not None and (placed.nodes, placed.replicas) == (
-            topology.nodes,
-            topology.replicas,
-        ):
+        if placed is not None and _what_places(placed) == _what_places(topology):
             return
         found = await self._aside(owners, topology)
         self._placed = topology
@@ -207,3 +204,12 @@ class Spreading:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _what_places(topology: Topology) -> tuple[object, ...]:
+    """All that the owners of slots depend on: whoever leaves has no part in it any more."""
+    return topology.replicas, *(
+        (node.id, node.ring_id, node.zone, node.weight)
+        for node in topology.nodes
+        if node.state == ACTIVE
+    )

@@ -17,6 +17,13 @@ from kvstore.storage.engine import EngineCorruption, Table
 if TYPE_CHECKING:
     from kvstore.storage.engine import Batch, Engine
 
+DROP_KEYS_MAX = 1_024
+DROP_BYTES_MAX = 262_144
+"""A generation of more is dropped with a range: to read its keys would cost more than that."""
+
+DROP_ROWS_MIN = 4
+"""Looked at first, and eight times as many with each further step."""
+
 _MISSING = object()
 
 
@@ -27,6 +34,8 @@ class TickStore:
         self._engine = engine
         self._batch = engine.batch()
         self._records: dict[bytes, bytes | None] = {}
+        self._logged: set[bytes] = set()
+        """Prefixes with log entries that are in the batch."""
 
     def prefix(self, slot: int, generation: int) -> bytes:
         """Six bytes: slot and generation."""
@@ -61,6 +70,7 @@ class TickStore:
 
     def log(self, prefix: bytes, sequence: int, entry: bytes) -> None:
         """Put a key-log entry."""
+        self._logged.add(prefix)
         self._batch.put(Table.LOG, prefix + sequence.to_bytes(8, "big"), entry)
 
     def log_entries(self, prefix: bytes, above: int) -> list[tuple[int, bytes]]:
@@ -85,11 +95,39 @@ class TickStore:
             self._batch.delete(Table.LOG, prefix + sequence.to_bytes(8, "big"))
 
     def drop(self, prefix: bytes) -> None:
-        """Remove a generation."""
-        self._records = {k: v for k, v in self._records.items() if not k.startswith(prefix)}
-        end = keyspace.prefix_end(prefix)
-        self._batch.delete_range(Table.RECORDS, prefix, end)
-        self._batch.delete_range(Table.LOG, prefix, end)
+        """Remove a generation: key by key if it is small, or else with a range for each table.
+
+        When nodes join or leave, thousands of small slots are dropped in a row, and each range that
+        is pending in a write buffer costs every iterator made after the next one (RocksDB, us for
+        the next scan of four records): 44 after 100 ranges, 430 after 2,000, 2,400 after 12,000.
+        """
+        is_pending = prefix in self._logged or any(k.startswith(prefix) for k in self._records)
+        if is_pending:
+            self._records = {k: v for k, v in self._records.items() if not k.startswith(prefix)}
+        for table in (Table.RECORDS, Table.LOG):
+            keys = None if is_pending else self._few_keys(table, prefix)
+            if keys is None:
+                self._batch.delete_range(table, prefix, keyspace.prefix_end(prefix))
+            else:
+                for key in keys:
+                    self._batch.delete(table, key)
+
+    def _few_keys(self, table: Table, prefix: bytes) -> list[bytes] | None:
+        """All keys with a prefix; None if they are many, or hard to read."""
+        begin, end = prefix, keyspace.prefix_end(prefix)
+        keys: list[bytes] = []
+        size, limit = 0, DROP_ROWS_MIN
+        while size <= DROP_BYTES_MAX and len(keys) <= DROP_KEYS_MAX:
+            try:
+                rows = self._engine.scan(table, begin, end, limit=limit)
+            except EngineCorruption:
+                return None
+            keys += [key for key, _ in rows]
+            if len(rows) < limit:
+                return keys
+            size += sum(len(value) for _, value in rows)
+            begin, limit = keys[-1] + b"\0", 8 * limit
+        return None
 
     def set_slot(self, slot: int, row: bytes) -> None:
         """Put a slot's row."""
@@ -100,12 +138,12 @@ class TickStore:
         if len(self._batch):
             self._engine.write(self._batch)
             self._batch = self._engine.batch()
-            self._records = {}
+            self._records, self._logged = {}, set()
 
     def take(self) -> Batch:
         """The batch of this tick; the next write belongs to the next one."""
         batch, self._batch = self._batch, self._engine.batch()
-        self._records = {}
+        self._records, self._logged = {}, set()
         return batch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster import moves, transfer
+from cluster import moves, surplus, transfer
 from cluster.messages import Accept, Chunk, Confirm, Establish, Fetch, Gap, Surplus
 from cluster.moves import Move, Moves, Stage
 from cluster.operations import Absent
@@ -20,10 +20,17 @@ def many(wanted: tuple[int, ...] = (1, 2, 4)) -> tuple[Cluster, Moves]:
     c = Cluster(owners=(MEMBERS,) * SLOTS, ids=IDS)
     table = c.nodes[1].table.moves
     table.in_flight_max = 2
+    feel(table, late_ms=0.0)
     c.hold(1, 4)
     c.want(*(wanted,) * SLOTS)
     c.settle()
     return c, table
+
+
+def feel(table: Moves, late_ms: float) -> None:
+    """For long enough to take as many moves at once as that allows."""
+    for _ in range(200):
+        table.felt_late(late_ms)
 
 
 def learning(c: Cluster) -> list[int]:
@@ -291,7 +298,7 @@ def test_a_half_copy_does_not_outlive_a_restart(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_who_has_much_to_ask_about_asks_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moves, "SURPLUS_ASKED_MAX", 2)
+    monkeypatch.setattr(surplus, "ASKED_MAX", 2)
     c = Cluster(owners=(MEMBERS,) * SLOTS, ids=IDS)
     c.hold(3, 1)
     c.wanted = ((1, 2, 4),) * SLOTS
@@ -325,3 +332,29 @@ def test_the_view_counts_what_was_copied() -> None:
     (move,) = c.nodes[1].table.moves.view()
     assert move.copied_records == 7
     assert move.copied_bytes == c.nodes[1].table.moves.throttle.spent_total > 7 * 26
+
+
+def test_some_of_what_is_on_its_way_is_shown_without_a_walk() -> None:
+    c, table = many()
+    assert table.pending == SLOTS
+    assert [move.stage for move in table.first(3)] == [Stage.COPYING] * 2 + [Stage.WAITING]
+    assert table.copies_pending == SLOTS
+    let_all_arrive(c)
+    assert (table.pending, table.first(3)) == (0, [])
+
+
+# -- giving way ------------------------------------------------------------------------------------
+
+
+def test_a_busy_node_moves_less_at_once_and_more_when_it_is_not() -> None:
+    c, table = many()
+    table.in_flight_max = 32
+    feel(table, late_ms=50.0)
+    c.pass_time(1_000, nodes=(1,))
+    assert sum(move.stage is Stage.COPYING for move in table.view()) == 2, "no new ones set out"
+    let_all_arrive(c)
+    assert table.done_total == SLOTS, "one at a time is still something"
+    feel(table, late_ms=0.0)
+    c.hold(1, 3)
+    c.want(*(MEMBERS,) * SLOTS)
+    assert sum(move.stage is Stage.COPYING for move in table.view()) == SLOTS

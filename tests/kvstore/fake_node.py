@@ -97,10 +97,10 @@ class FakeOperator:
 
     async def moves(self) -> MovesStatus:
         move = MoveStatus(5, "copying", ["n1"], ["n2"], ["n1", "n2"], True, 10, 1)
-        return MovesStatus("n1", 1, False, 1_000, 1, 1, 1, 100, 10, 0, [move])
+        return MovesStatus("n1", 1, False, 1_000, 1, 1, 100, 10, 0, [move])
 
     def quorums(self) -> QuorumsStatus:
-        configs = [ConfigStatus([["n1"]], [], 65, True)]
+        configs = [ConfigStatus([[BALLOT.node]], [], 65, True)]
         return QuorumsStatus("n1", self.document.epoch, 65, 65, configs, 0, [])
 
     async def change(self, change: TopologyChange, timeout_ms: int) -> TopologyStatus:

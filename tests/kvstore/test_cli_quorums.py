@@ -7,45 +7,49 @@ from kvstore.node.operator_view import ConfigStatus
 from kvstore.wire.protocol import RouteNode
 
 
-def survey(*configs: ConfigStatus, up: str = "n1 n2 n3 n4", unled: int = 0) -> Survey:
+def ids(text: str) -> set[int]:
+    return set(map(int, text.split()))
+
+
+def survey(*configs: ConfigStatus, up: str = "1 2 3 4", unled: int = 0) -> Survey:
     nodes = [RouteNode(n, f"n{n}", f"h:{n}", f"h:{n}", "", "alive") for n in range(1, 5)]
-    return Survey(nodes, set(up.split()), list(configs), unled)
+    return Survey(nodes, ids(up), list(configs), unled)
 
 
 def config(members: str, slots: int, *, joint: str = "", learners: str = "") -> ConfigStatus:
-    sets = [members.split()] + ([joint.split()] if joint else [])
-    return ConfigStatus(sets, learners.split(), slots, True)
+    sets = [list(ids(members))] + ([list(ids(joint))] if joint else [])
+    return ConfigStatus(sets, list(ids(learners)), slots, True)
 
 
 def test_one_of_three_can_stop_and_two_cannot() -> None:
-    found = survey(config("n1 n2 n3", 7), config("n2 n3 n4", 5))
-    assert slots_lost(found, {"n1"}) == 0
-    assert slots_lost(found, {"n1", "n2"}) == 7
-    assert slots_lost(found, {"n2", "n3"}) == 12
+    found = survey(config("1 2 3", 7), config("2 3 4", 5))
+    assert slots_lost(found, {1}) == 0
+    assert slots_lost(found, {1, 2}) == 7
+    assert slots_lost(found, {2, 3}) == 12
 
 
 def test_the_second_of_a_broken_set_cannot_stop() -> None:
-    found = survey(config("n1 n2 n3", 7), config("n2 n3 n4", 5), up="n2 n3 n4")
+    found = survey(config("1 2 3", 7), config("2 3 4", 5), up="2 3 4")
     assert slots_stopped(found) == 0
-    assert slots_lost(found, {"n4"}) == 0
-    assert slots_lost(found, {"n2"}) == 7
-    assert slots_lost(found, {"n1"}) == 0, "it is down already"
+    assert slots_lost(found, {4}) == 0
+    assert slots_lost(found, {2}) == 7
+    assert slots_lost(found, {1}) == 0, "it is down already"
 
 
 def test_while_members_change_each_set_needs_its_majority() -> None:
-    found = survey(config("n1 n2", 3, joint="n2 n3 n4"), up="n1 n2 n3 n4")
-    assert slots_lost(found, {"n1"}) == 3
-    assert slots_lost(found, {"n3"}) == 0
+    found = survey(config("1 2", 3, joint="2 3 4"), up="1 2 3 4")
+    assert slots_lost(found, {1}) == 3
+    assert slots_lost(found, {3}) == 0
 
 
 def test_learners_do_not_count_but_are_named() -> None:
-    found = survey(config("n1 n2 n3", 7, learners="n4"))
-    assert slots_lost(found, {"n4"}) == 0
-    assert slots_naming(found, "n4") == 7
-    assert slots_naming(found, "n1") == 7
+    found = survey(config("1 2 3", 7, learners="4"))
+    assert slots_lost(found, {4}) == 0
+    assert slots_naming(found, 4) == 7
+    assert slots_naming(found, 1) == 7
 
 
 def test_what_has_stopped_already_is_told_apart() -> None:
-    found = survey(config("n1 n2 n3", 7), up="n1 n4", unled=2)
+    found = survey(config("1 2 3", 7), up="1 4", unled=2)
     assert slots_stopped(found) == 9
-    assert slots_lost(found, {"n1"}) == 0
+    assert slots_lost(found, {1}) == 0
