@@ -28,8 +28,16 @@ def db(cluster: LocalCluster) -> Iterator[Client]:
         yield client
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One at a time, whatever runs beside them: each starts a cluster of its own."""
-    for item in items:
-        if "tests/process" in item.path.as_posix():
-            item.add_marker(pytest.mark.xdist_group("process"))
+    """One at a time, whatever runs beside them: each starts a cluster of its own.
+
+    They come first, for they take the longest: one worker has them, the other the rest.
+    """
+
+    def has_processes(item: pytest.Item) -> bool:
+        return "tests/process" in item.path.as_posix()
+
+    items.sort(key=lambda item: not has_processes(item))
+    for item in filter(has_processes, items):
+        item.add_marker(pytest.mark.xdist_group("process"))
