@@ -48,7 +48,7 @@ from kvstore.client.exchange import (
     TimedOut,
 )
 from kvstore.client.operation_id import OperationId
-from kvstore.client.retry import RetryBudget, attempt_seconds, backoff_seconds
+from kvstore.client.retry import RetryBudget, attempt_seconds, backoff_seconds, node_ms
 from kvstore.client.routing import NOBODY, RoutingTable
 from kvstore.client.runs import Run, chunks, grouped
 from kvstore.errors import AuthError, Unavailable
@@ -245,7 +245,7 @@ class ClientCore:
         primary = self.table.primaries[run.slots[0]] if run.attempts else run.primary
         not_again = run.asked if run.attempts else NOBODY
         address = self.table.resolve(primary, now, not_again=not_again)
-        left_ms = max(1, int((deadline - now) * 1_000))
+        left_ms = node_ms(deadline - now)
         frame_id = next(self._frame_ids)
         request = Request(
             frame_id, run.client, run.number, run.retry, left_ms, 0, run.ops, run.seen

@@ -27,6 +27,10 @@ ATTEMPT_SECONDS_PER_OPERATION: Final = 0.0002
 
 ATTEMPT_SECONDS_PER_BYTE: Final = 1e-7
 
+ANSWER_SECONDS_MAX: Final = 0.25
+ANSWER_SHARE: Final = 0.1
+"""Of the time that is left, the part that is kept for the way back of an answer, and its most."""
+
 CREDITS_MAX: Final = 200.0
 CREDITS_PER_SUCCESS: Final = 0.1
 CREDITS_PER_SECOND: Final = 10.0
@@ -49,6 +53,20 @@ def attempt_seconds(attempt: int, operations: int, size_bytes: int) -> float:
     """How long one node may be silent before the next is asked; doubles with each attempt."""
     base = ATTEMPT_SECONDS * 2.0 ** min(attempt, 16)
     return base + operations * ATTEMPT_SECONDS_PER_OPERATION + size_bytes * ATTEMPT_SECONDS_PER_BYTE
+
+
+def node_ms(left_seconds: float) -> int:
+    """How long a node may take for a request, in milliseconds, when its caller has so long.
+
+    A request is answered as a whole. If a slot of it has no quorum, the node waits for one until
+    its time is over; then it says of each operation what became of it. That has to arrive, or all
+    the others would have failed too.
+
+    >>> node_ms(20.0), node_ms(1.0)
+    (19750, 900)
+    """
+    kept_seconds = min(left_seconds * ANSWER_SHARE, ANSWER_SECONDS_MAX)
+    return max(1, int(1_000 * (left_seconds - kept_seconds)))
 
 
 class RetryBudget:

@@ -11,6 +11,7 @@ import pytest
 from cluster.ballot import Ballot
 from cluster.limits import SLOT_COUNT_DEFAULT
 from cluster.operations import (
+    Absent,
     Code,
     Conflict,
     Deleted,
@@ -392,6 +393,34 @@ def test_only_the_failed_keys_of_a_batch_are_sent_again(bench: Bench) -> None:
     assert (single.number, len(single.ops)) == (whole.number + 4, 1)
     assert pair.retry
     assert pair.ops == whole.ops[1:3]
+
+
+def test_one_slot_without_a_quorum_costs_no_other_key_of_the_same_request(bench: Bench) -> None:
+    keys = [key for key in map(str, range(60)) if slot_of(key.encode()) % 3 == 0]
+    flow = many.get_many(bench.core, bench.time + 20, keys, "linearizable")
+
+    def replies(step: Step) -> list[Reply]:
+        """Those of a node that waits for the slot's quorum as long as it may."""
+        if isinstance(step, Pause):
+            bench.time += step.seconds
+            return []
+        (send,) = [send for send in step.sends if isinstance(send.frame, Request)]
+        assert isinstance(send.frame, Request)
+        at = bench.time + send.frame.timeout_ms / 1_000 + 0.1
+        bench.time = min(at, step.deadline)
+        told: list[Result] = [REFUSED if op == Get(b"2") else Absent() for op in send.frame.ops]
+        answer = Response(send.frame.id, told, {})
+        reply = answer if at <= step.deadline else TimedOut("silent")
+        return [reply if sent is send else table(sent.frame.id) for sent in step.sends]
+
+    def drive() -> None:
+        step = next(flow)
+        while True:
+            step = flow.send(replies(step))
+
+    with pytest.raises(PartialFailure, match="no quorum") as caught:
+        drive()
+    assert list(caught.value.errors) == ["2"]
 
 
 def test_a_partial_failure_names_each_key(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from tests.process.test_faults import Writers, check_counts
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kvstore.cli.local_cluster import LocalNode
+    from kvstore.cli.local_cluster import LocalCluster, LocalNode
 
 HELD_MIN = 150
 """A quarter of 256 slots in three copies is 192."""
@@ -27,6 +27,10 @@ HELD_MIN = 150
 def held(node: LocalNode) -> int:
     document = node.fetch("/v1/cluster/node")
     return 0 if document is None else int(document["slots_held"])
+
+
+def can_stop(cluster: LocalCluster, name: str) -> bool:
+    return command("can-stop", name, url=cluster.url).returncode == 0
 
 
 def test_a_fourth_node_joins_under_load_takes_its_share_and_leaves_again(tmp_path: Path) -> None:
@@ -41,7 +45,7 @@ def test_a_fourth_node_joins_under_load_takes_its_share_and_leaves_again(tmp_pat
             wait_for(lambda: held(fourth) >= HELD_MIN, "n4 holds its share", 60)
             wait_for(lambda: fourth.fetch("/health/ready") is not None, "n4 is ready")
             writers.more(300)
-            assert command("can-stop", "n4", url=cluster.url).returncode == 0
+            assert can_stop(cluster, "n4")
             left = command("leave", "n4", url=cluster.url)
             assert left.returncode == 0, left.stderr
             assert "n4 is out of the cluster and holds nothing" in left.stdout
@@ -88,6 +92,7 @@ def test_a_lost_disk_is_replaced_on_the_same_machine(tmp_path: Path) -> None:
         assert "--replace n3" in lost.log_tail()
         lost.start(["--join", cluster.nodes[0].address, "--replace", "n3"], [])
         wait_for(lambda: held(lost) == 256, "n3 is filled again", 60)
+        wait_for(lambda: can_stop(cluster, "n1"), "the last members have changed")
         cluster.nodes[0].signal(signal.SIGKILL)
         assert db.get_many(list(written)) == written
 
