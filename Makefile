@@ -64,6 +64,12 @@ SEEDS ?= 0:200
 simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000
 	@$(BIN)/python -m tests.simulation.simulate $(SEEDS) $(if $(LOG),--log $(LOG))
 
+SEED ?= 1
+.PHONY: nemesis
+nemesis: $(VENV)/installed ## hurt real processes under load: make nemesis SEED=1 SECONDS=60 (or OPERATIONS=1000000)
+	@$(BIN)/python -m tests.nemesis.nemesis --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(FAULTS),--faults $(FAULTS))
+
 .PHONY: bench-stages
 bench-stages: $(VENV)/installed ## where an operation's processor time goes (needs py-spy)
 	@$(BIN)/python -m scripts.bench_stages

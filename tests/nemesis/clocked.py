@@ -1,0 +1,59 @@
+"""A node whose wall clock is wrong: ``python -m tests.nemesis.clocked FILE python -m kvstore ...``.
+
+Linux has no wall clock of its own for a process, and a library between the program and the kernel
+would bend the steady clock too. So the one place where a node reads the wall clock is replaced
+before the node is started: by a reading of the true clock and an offset in milliseconds, eight
+bytes of FILE, which may be changed at any moment.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from kvstore.node.clock import SystemClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OFFSET: Final = struct.Struct("<q")
+INTERPRETER: Final = 3
+"""Words of the command that say ``python -m kvstore``."""
+
+
+def set_offset(file: Path, offset_ms: int) -> None:
+    """Put a node's wall clock off from now on; at once, and in either direction."""
+    if not file.exists():
+        file.write_bytes(OFFSET.pack(offset_ms))
+        return
+    with file.open("r+b") as stream:
+        stream.write(OFFSET.pack(offset_ms))
+
+
+def bend_clock(name: str) -> None:
+    """Make every node of this process believe the file."""
+    with open(name, "rb") as stream:
+        offset = mmap.mmap(stream.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
+
+    def unix_ms(self: SystemClock) -> int:
+        moved: int = OFFSET.unpack_from(offset)[0]
+        return time.time_ns() // 1_000_000 + moved
+
+    SystemClock.unix_ms = unix_ms  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Run the node's command with its clock bent."""
+    file, *command = sys.argv[1:]
+    bend_clock(file)
+    sys.argv = ["kvstore", *command[INTERPRETER:]]
+    from kvstore.cli.main import main as kvstore
+
+    kvstore()
+
+
+if __name__ == "__main__":
+    main()
