@@ -140,8 +140,7 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
 
 
 def _freeze_objects() -> None:
-    """Thousands of slots live as long as the node: no need to walk them again."""
-    gc.collect()
+    """Modules and slots live as long as the node: no need to walk them, now or ever again."""
     gc.freeze()
 
 

@@ -37,11 +37,16 @@ def stored_slots(engine: Engine) -> Iterator[tuple[int, SlotRow, int]]:
     """Each slot with its row and the newest sequence of its key log."""
     begin = keyspace.meta_slot_key(0)
     rows = engine.scan(Table.META, begin, keyspace.prefix_end(begin[:1]), limit=1 << 17)
+    log = engine.cursor(Table.LOG)  # one for all slots: to make one takes longer than to use it
     for key, raw in rows:
         number, row = keyspace.parse_meta_slot_key(key), decode_row(raw)
-        prefix = keyspace.record_prefix(number, row.generation)
-        newest = engine.last(Table.LOG, prefix, keyspace.prefix_end(prefix))
-        yield number, row, 0 if newest is None else keyspace.parse_log_key(newest[0]).sequence
+        prefix = keyspace.log_prefix(number, row.generation)
+        newest = log.last_below(keyspace.prefix_end(prefix))
+        sequence = 0
+        if newest is not None and newest[0].startswith(prefix):
+            sequence = keyspace.parse_log_key(newest[0]).sequence
+        yield number, row, sequence
+    log.close()
 
 
 def store_founding(engine: Engine, store: TickStore, topology: Topology, me: NodeId) -> None:

@@ -254,6 +254,9 @@ class Server:
             )
         elif hello.role not in ("client", "node", "gossip"):
             connection.refuse("frame", f"unknown role {hello.role!r}")
+        elif hello.cluster_id and not mine.cluster_id and hello.role != "client":
+            # The other founders are ready sooner: nothing is wrong, and they dial again.
+            connection.close(f"{hello.name} is of a cluster that is not founded here yet")
         else:
             connection.peer = hello
             connection.welcome_frames()

@@ -125,6 +125,13 @@ class Cursor(Protocol):
             EngineCorruption: a checksum on the way is wrong. (An end is never reported instead.)
         """
 
+    def last_below(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the highest key below ``key``, or None; `seek` before you `read` on.
+
+        Raises:
+            EngineCorruption: as `read`.
+        """
+
     def close(self) -> None:
         """Let go of what is held; closing twice is fine."""
 
@@ -162,9 +169,6 @@ class Engine(Protocol):
 
         Cost: a few microseconds; the memory engine copies the range.
         """
-
-    def last(self, table: Table, begin: bytes, end: bytes) -> tuple[bytes, bytes] | None:
-        """The pair with the highest key in ``begin <= key < end``, or None."""
 
     def stats(self) -> EngineStats:
         """What the engine holds."""

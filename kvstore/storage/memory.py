@@ -82,6 +82,13 @@ class MemoryCursor:
             return key, self._pairs[key]
         return None
 
+    def last_below(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the highest key below ``key``, or None."""
+        if self._pairs is None:
+            raise EngineError("the cursor is closed")
+        place = self._pairs.bisect_left(key)
+        return self._pairs.peekitem(place - 1) if place else None
+
     def close(self) -> None:
         """Let go of the copy."""
         self._pairs = None
@@ -172,14 +179,6 @@ class MemoryEngine:
             return MemoryCursor(SortedDict())
         keys = rows.irange(begin, end, inclusive=(True, False))
         return MemoryCursor(SortedDict((key, rows[key]) for key in keys))
-
-    def last(self, table: Table, begin: bytes, end: bytes) -> tuple[bytes, bytes] | None:
-        """The pair with the highest key of a range, or None."""
-        rows = self._table(table)
-        if begin < end:
-            for key in rows.irange(begin, end, inclusive=(True, False), reverse=True):
-                return key, rows[key]
-        return None
 
     def stats(self) -> EngineStats:
         """What the engine holds: keys and values, without what Python adds to them."""

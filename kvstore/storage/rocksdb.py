@@ -125,11 +125,18 @@ class RocksCursor:
             pair = iterator.key(), iterator.value()
             iterator.next()
             return pair
-        try:
-            iterator.status()
-        except Exception as exc:
-            raise self._engine.translated(exc) from exc
+        self._engine.check(iterator)
         return None
+
+    def last_below(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The pair with the highest key below ``key``, or None."""
+        iterator = self._open()
+        iterator.seek_for_prev(key)
+        if iterator.valid() and iterator.key() == key:
+            iterator.prev()
+        pair = (iterator.key(), iterator.value()) if iterator.valid() else None
+        self._engine.check(iterator)
+        return pair if pair is not None and pair[0] >= self._begin else None
 
     def close(self) -> None:
         """Let go of the files and memory that the iterator holds."""
@@ -227,7 +234,7 @@ class RocksEngine:
         while len(found) < limit and valid():
             found.append((key(), value()))
             step()
-        self._check(iterator)
+        self.check(iterator)
         return found
 
     def cursor(self, table: Table, begin: bytes = b"", end: bytes | None = None) -> Cursor:
@@ -235,16 +242,6 @@ class RocksEngine:
         cursor = RocksCursor(self, self._iterator(table, begin, end), begin)
         self._cursors.add(cursor)
         return cursor
-
-    def last(self, table: Table, begin: bytes, end: bytes) -> tuple[bytes, bytes] | None:
-        """The pair with the highest key of a range, or None."""
-        if begin >= end:
-            return None
-        iterator = self._iterator(table, begin, end)
-        iterator.seek_to_last()
-        pair = (iterator.key(), iterator.value()) if iterator.valid() else None
-        self._check(iterator)
-        return pair if pair is not None and pair[0] >= begin else None
 
     def stats(self) -> EngineStats:
         """What the engine holds."""
@@ -328,7 +325,8 @@ class RocksEngine:
         iterator.seek(begin)
         return iterator
 
-    def _check(self, iterator: rocksdict.RdictIter) -> None:
+    def check(self, iterator: rocksdict.RdictIter) -> None:
+        """Raise what ended an iterator, if it was not the end."""
         try:
             iterator.status()
         except Exception as exc:

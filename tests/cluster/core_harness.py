@@ -21,9 +21,9 @@ import msgspec
 from cluster.key_log import LogEntry, decode_entry
 from cluster.operations import Delete, Get, Incr, Put
 from cluster.records import decode_record, pack_version
-from cluster.slot import Call, Primary, Slot, SlotRow, decode_row
+from cluster.slot import Call, Primary, Slot
 from cluster.slot_table import SlotTable
-from kvstore.storage import keyspace
+from kvstore.node.recovery import stored_slots
 from kvstore.storage.engine import Table
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
@@ -145,19 +145,7 @@ class Node:
         self.engine.crash(keep=keep)
         self.unsynced = []
         self._open()
-        self.table.restore(self.durable_rows())
-
-    def durable_rows(self) -> list[tuple[int, SlotRow, int]]:
-        rows = []
-        for number in range(len(self.cluster.owners)):
-            raw = self.engine.get(Table.META, keyspace.meta_slot_key(number))
-            if raw is not None:
-                row = decode_row(raw)
-                prefix = keyspace.record_prefix(number, row.generation)
-                newest = self.engine.last(Table.LOG, prefix, keyspace.prefix_end(prefix))
-                sequence = keyspace.parse_log_key(newest[0]).sequence if newest else 0
-                rows.append((number, row, sequence))
-        return rows
+        self.table.restore(stored_slots(self.engine))
 
 
 class Cluster:

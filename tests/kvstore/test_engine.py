@@ -121,13 +121,16 @@ def test_scan(engine: Engine, begin: bytes, end: bytes, limit: int, found: bytes
     assert b"".join(key for key, _ in pairs) == found
 
 
-def test_last_finds_the_newest_of_a_range(engine: Engine) -> None:
-    put(engine, Table.LOG, a1=b"x", a2=b"y", b1=b"z")
-    assert engine.last(Table.LOG, b"a", b"b") == (b"a2", b"y")
-    assert engine.last(Table.LOG, b"a", b"a2") == (b"a1", b"x")
-    assert engine.last(Table.LOG, b"0", b"a") is None
-    assert engine.last(Table.LOG, b"c", b"z") is None
-    assert engine.last(Table.LOG, b"b", b"a") is None
+def test_a_cursor_finds_the_last_below_a_key(engine: Engine) -> None:
+    put(engine, Table.LOG, a1=b"x", a2=b"y", b1=b"z", c1=b"u")
+    cursor = engine.cursor(Table.LOG, b"a2", b"c")
+    assert cursor.last_below(b"b") == (b"a2", b"y")
+    assert cursor.last_below(b"b1") == (b"a2", b"y")
+    assert cursor.last_below(b"b2") == (b"b1", b"z")
+    assert cursor.last_below(b"z") == (b"b1", b"z"), "its end is its end"
+    assert cursor.last_below(b"a2") is None, "and its beginning its beginning"
+    cursor.seek(b"b")
+    assert cursor.read() == (b"b1", b"z")
 
 
 def test_a_cursor_seeks_over_gaps(engine: Engine) -> None:
@@ -180,7 +183,6 @@ def test_after_close_everything_raises(engine: Engine) -> None:
         lambda: engine.get_many(Table.META, [b"a"]),
         lambda: engine.write(late),
         lambda: engine.scan(Table.RECORDS, b"", b"z", limit=1),
-        lambda: engine.last(Table.RECORDS, b"", b"z"),
         lambda: engine.cursor(Table.RECORDS),
         engine.sync,
         engine.stats,
@@ -190,6 +192,8 @@ def test_after_close_everything_raises(engine: Engine) -> None:
     if isinstance(engine, RocksEngine):
         with pytest.raises(EngineError, match="closed"):
             cursor.read()
+        with pytest.raises(EngineError, match="closed"):
+            cursor.last_below(b"z")
 
 
 def test_stats_count_what_is_there(engine: Engine) -> None:
@@ -281,13 +285,14 @@ class Walk(RuleBasedStateMachine):
     def walk(self, table: Table, begin: bytes, end: bytes, limit: int, seek: bytes) -> None:
         expected = self.expected(table, begin, end)
         assert self.engine.scan(table, begin, end, limit=limit) == expected[:limit]
-        assert self.engine.last(table, begin, end) == (expected[-1] if expected else None)
         cursor = self.engine.cursor(table, begin, end)
         read = [pair for pair in iter(cursor.read, None) if pair is not None]
         assert read == expected
         cursor.seek(seek)
         above = [pair for pair in expected if pair[0] >= seek]
         assert cursor.read() == (above[0] if above else None)
+        below = [pair for pair in expected if pair[0] < seek]
+        assert cursor.last_below(seek) == (below[-1] if below else None)
 
     @rule()
     def sync(self) -> None:

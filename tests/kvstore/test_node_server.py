@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -344,6 +345,17 @@ async def early(frame: Frame) -> None:
             assert all(isinstance(result, Failed) for result in answer.results)
         else:
             assert isinstance(answer, Refused | Routes | Founding)
+
+
+@pytest.mark.parametrize("role", ["node", "gossip"])
+async def test_a_founder_that_was_quicker_is_not_welcome_yet_and_not_refused(role: str) -> None:
+    """It dials again; nothing is wrong that anybody should read of."""
+    founder = Hello(PROTOCOL_VERSION, role, "f00", CLUSTER_NAME, MEMBER_ID + 1, "n2")
+    async with running(founded=False) as harness:
+        async with harness.connect() as wire:
+            await wire.send_bytes(MAGIC + encode_frame(founder))
+            assert await wire.receive() is None
+        assert harness.refused == Counter()
 
 
 async def test_nothing_refused_is_on_the_disk(tmp_path: Path) -> None:

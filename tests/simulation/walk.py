@@ -34,10 +34,9 @@ from cluster.operations import (
     Stale,
 )
 from cluster.records import decode_record, record_version
-from cluster.slot import Call, Primary, decode_row
+from cluster.slot import Call, Primary
 from cluster.slot_table import SlotTable
-from kvstore.storage import keyspace
-from kvstore.storage.engine import Table
+from kvstore.node.recovery import stored_slots
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
@@ -80,19 +79,7 @@ class SimNode:
             self.engine.sync()
             self.found = True
         else:
-            self.table.restore(self.rows())
-
-    def rows(self) -> list[Any]:
-        begin = keyspace.meta_slot_key(0)
-        found = []
-        for key, raw in self.engine.scan(
-            Table.META, begin, keyspace.prefix_end(begin[:1]), limit=9
-        ):
-            number, row = keyspace.parse_meta_slot_key(key), decode_row(raw)
-            prefix = keyspace.record_prefix(number, row.generation)
-            newest = self.engine.last(Table.LOG, prefix, keyspace.prefix_end(prefix))
-            found.append((number, row, keyspace.parse_log_key(newest[0]).sequence if newest else 0))
-        return found
+            self.table.restore(stored_slots(self.engine))
 
     def end_tick(self) -> None:
         out = self.table.take()
