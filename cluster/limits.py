@@ -42,6 +42,13 @@ HANDSHAKE_BYTES_MAX = 16_384
 NAME_BYTES_MAX = 64
 """A node's or cluster's name or zone: a DNS label fits, a table column too."""
 
+AWAY_AFTER_SECONDS_DEFAULT = 600
+"""A node that is dead for so long loses its slots to others: a restart, even of a machine, is over
+by then, and a second failure in that time is unlikely."""
+
+AWAY_AFTER_SECONDS_MAX = 30 * 86_400
+"""A month; who wants more wants none."""
+
 ADDRESS_BYTES_MAX = 262
 """``host:port``: 253 characters of DNS name, brackets of an IPv6 address, colon and five digits."""
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 
+from cluster.absence import check_spared
 from cluster.topology import (
     ACTIVE,
+    AWAY,
     LEAVING,
     Node,
     Topology,
@@ -25,6 +27,7 @@ from cluster.topology import (
     with_addresses,
     with_node,
     with_pace,
+    with_patience,
     with_replicas,
     with_state,
     with_weight,
@@ -102,7 +105,27 @@ class Pace(msgspec.Struct, frozen=True, tag="pace", forbid_unknown_fields=True):
     copy_bytes_per_s: int | None = None
 
 
-TopologyChange = Join | Leave | Stay | Remove | Move | Weigh | Rezone | Replicate | Pace
+class Patience(msgspec.Struct, frozen=True, tag="patience", forbid_unknown_fields=True):
+    """Dead nodes are waited for so many seconds before others take their slots; 0: for ever."""
+
+    away_after_s: int
+
+
+class Away(msgspec.Struct, frozen=True, tag="away", forbid_unknown_fields=True):
+    """An active node has been dead for too long: it owns nothing until it is back."""
+
+    node: str
+
+
+class Back(msgspec.Struct, frozen=True, tag="back", forbid_unknown_fields=True):
+    """A node that was away says that it is back: it owns its share again."""
+
+    node: str
+
+
+TopologyChange = (
+    Join | Leave | Stay | Remove | Move | Weigh | Rezone | Replicate | Pace | Patience | Away | Back
+)
 """Everything that may be asked."""
 
 
@@ -160,6 +183,13 @@ def _applied(topology: Topology, change: TopologyChange) -> Topology:
                 paused=topology.paused if paused is None else paused,
                 copy_bytes_per_s=topology.copy_bytes_per_s if rate is None else rate,
             )
+        case Patience(away_after_s=seconds):
+            return with_patience(topology, seconds)
+        case Away(node=name):
+            return _away(topology, find_node(topology, name))
+        case Back(node=name):
+            node = find_node(topology, name)
+            return with_state(topology, node.id, ACTIVE) if node.state == AWAY else topology
         case _:
             assert_never(change)
 
@@ -195,6 +225,13 @@ def _check_not_wiped(topology: Topology, node: Node) -> None:
             f"{twin.id:012x}, this disk is {node.id:012x}). If that disk is lost, take its place "
             f"with --replace {node.name}"
         )
+
+
+def _away(topology: Topology, node: Node) -> Topology:
+    if node.state != ACTIVE:
+        return topology
+    check_spared(topology, node)
+    return with_state(topology, node.id, AWAY)
 
 
 def _remove(topology: Topology, node: Node, *, force: bool) -> Topology:

@@ -15,6 +15,7 @@ A node's ``state`` says what is planned for it:
 ===========  ==========================================================
 ``active``   owns its share of the slots
 ``leaving``  owns nothing any more; what it still holds is moved away
+``away``     dead for long (`cluster.absence`); owns nothing until it is back
 ===========  ==========================================================
 """
 
@@ -27,6 +28,8 @@ import msgspec
 from cluster.ballot import NodeId
 from cluster.limits import (
     ADDRESS_BYTES_MAX,
+    AWAY_AFTER_SECONDS_DEFAULT,
+    AWAY_AFTER_SECONDS_MAX,
     COPIES_PER_SECOND_BYTES_DEFAULT,
     COPIES_PER_SECOND_BYTES_MIN,
     NAME_BYTES_MAX,
@@ -47,7 +50,8 @@ if TYPE_CHECKING:
 
 ACTIVE = "active"
 LEAVING = "leaving"
-STATES = (ACTIVE, LEAVING)
+AWAY = "away"
+STATES = (ACTIVE, LEAVING, AWAY)
 
 
 class TopologyError(ValueError):
@@ -82,7 +86,8 @@ class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """The document. ``nodes`` are in the order of their ids, none of which appears twice.
 
     ``paused`` and ``copy_bytes_per_s`` say how slots are moved: whether at all, and how fast each
-    node may send copies (0: as fast as it can).
+    node may send copies (0: as fast as it can). Whoever is dead for ``away_after_s`` seconds is
+    taken for away (0: nobody ever).
     """
 
     cluster_id: str
@@ -93,6 +98,7 @@ class Topology(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     nodes: tuple[Node, ...]
     paused: bool = False
     copy_bytes_per_s: int = COPIES_PER_SECOND_BYTES_DEFAULT
+    away_after_s: int = AWAY_AFTER_SECONDS_DEFAULT
 
     @property
     def system_slot(self) -> int:
@@ -228,6 +234,15 @@ def with_pace(topology: Topology, *, paused: bool, copy_bytes_per_s: int) -> Top
     return _next(topology, topology.nodes, paused=paused, copy_bytes_per_s=copy_bytes_per_s)
 
 
+def with_patience(topology: Topology, away_after_s: int) -> Topology:
+    """The next epoch, with dead nodes waited for longer or shorter.
+
+    Raises:
+        TopologyError: out of range.
+    """
+    return _next(topology, topology.nodes, away_after_s=away_after_s)
+
+
 def check_topology(topology: Topology) -> None:
     """Validate a whole document; O(nodes).
 
@@ -277,6 +292,11 @@ def _check_head(topology: Topology) -> None:
         raise TopologyError(
             f"copies at {rate} bytes/s: it must be 0 (no limit) or at least "
             f"{COPIES_PER_SECOND_BYTES_MIN}"
+        )
+    if not 0 <= topology.away_after_s <= AWAY_AFTER_SECONDS_MAX:
+        raise TopologyError(
+            f"dead nodes are away after {topology.away_after_s} s: it must be 0 (never) to "
+            f"{AWAY_AFTER_SECONDS_MAX}"
         )
     if not 1 <= len(topology.nodes) <= NODES_MAX:
         raise TopologyError(f"{len(topology.nodes)} nodes are not between 1 and {NODES_MAX}")

@@ -108,6 +108,7 @@ class Snapshot(NamedTuple):
                     figures.slots_led if figures is not None else 0,
                     figures.slots_held if figures is not None else 0,
                     figures.leaving if figures is not None else False,
+                    figures.away if figures is not None else False,
                 )
             )
         return found

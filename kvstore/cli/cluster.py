@@ -193,6 +193,8 @@ def _print_status(snapshot: Snapshot, output: str) -> None:
 
 
 def _state(member: MemberStatus) -> str:
+    if member.away:
+        return "away"
     return "leaving" if member.leaving and member.state == "alive" else member.state
 
 

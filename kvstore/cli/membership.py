@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import msgspec
 
-from cluster.membership import Leave, Pace, Remove, Replicate, Rezone, Weigh
+from cluster.membership import Leave, Pace, Patience, Remove, Replicate, Rezone, Weigh
 from kvstore.cli.admin import ask_http, by_name, learn_routes, post_http
 from kvstore.cli.cluster import human_bytes
 from kvstore.cli.moves import Progress, moves_of, take_moves
@@ -146,6 +146,12 @@ def _losses(found: Survey) -> list[tuple[str, str, int]]:
 @click.option("--weight", metavar="NODE=NUMBER", help="Give a node another share.")
 @click.option("--zone", metavar="NODE=ZONE", help="A node stands in another zone.")
 @click.option("--replicas", type=int, metavar="COUNT", help="Keep another number of copies.")
+@click.option(
+    "--away-after",
+    type=int,
+    metavar="SECONDS",
+    help="Replace a node that is dead so long; 0: never.",
+)
 @click.option("--wait", is_flag=True, help="Show the progress until all slots have arrived.")
 def rebalance(
     url: str, timeout: float, output: str, plan_only: bool, wait: bool, **asked: Any
@@ -186,6 +192,7 @@ def changes_of(
     weight: str | None,
     zone: str | None,
     replicas: int | None,
+    away_after: int | None,
 ) -> Sequence[OperatorChange]:
     """What the options ask for.
 
@@ -216,6 +223,8 @@ def changes_of(
         changes.append(Rezone(name, text))
     if replicas is not None:
         changes.append(Replicate(replicas))
+    if away_after is not None:
+        changes.append(Patience(away_after))
     return changes
 
 

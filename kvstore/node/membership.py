@@ -1,9 +1,9 @@
 """The cluster as this node is in it: how it came in, how its topology changes, how it goes.
 
 `Arrival` finds the first topology, `Spreading` what the newest is, `Changes` makes newer ones,
-`Departure` takes a node that leaves out in the end. This gives them their node, answers the port's
-questions about the topology, and carries into the node what a new one means: on the disk, for links
-and gossip, for what the core moves where.
+`Departure` takes a node that leaves out in the end, `Absence` looks after dead ones. This gives
+them their node, answers the port's questions about the topology, and carries into the node what a
+new one means: on the disk, for links and gossip, for what the core moves where.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from cluster.system_slot import TOPOLOGY_KEY
 from cluster.topology import encode_topology
 from kvstore.errors import Unavailable
 from kvstore.log import get_logger
+from kvstore.node.absence import Absence
 from kvstore.node.changes import Changes
 from kvstore.node.departure import Departure
 from kvstore.node.recovery import store_arrival, store_topology
@@ -62,6 +63,7 @@ class Membership:
         self._rng = rng
         self.record = TopologyRecord(node.submit, node.clock, rng)
         self._departure = Departure(node)
+        self._absence = Absence(node)
         self._spreading: Spreading | None = None
         self._changes: Changes | None = None
 
@@ -93,6 +95,7 @@ class Membership:
         self._changes = Changes(self.record, self.changed, node.clock, self._rng)
         self._spreading.start(placed=founded)
         self._departure.consider()
+        self._absence.start()
         self._set_pace(topology)
         me = topology.node(node.id)
         if self._arrival.moved and me is not None:
@@ -102,6 +105,7 @@ class Membership:
     async def close(self) -> None:
         """Stop."""
         await self._departure.close()
+        await self._absence.close()
         if self._changes is not None and self._spreading is not None:
             await self._changes.close()
             await self._spreading.close()

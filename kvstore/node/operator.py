@@ -242,6 +242,7 @@ def _status(topology: Topology) -> TopologyStatus:
         topology.replicas,
         topology.paused,
         topology.copy_bytes_per_s,
+        topology.away_after_s,
         [names[node] for node in voters(topology)],
         [
             TopologyNode(

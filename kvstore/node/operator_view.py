@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from cluster.membership import Leave, Pace, Remove, Replicate, Rezone, Stay, Weigh
+from cluster.membership import Leave, Pace, Patience, Remove, Replicate, Rezone, Stay, Weigh
 
 if TYPE_CHECKING:
     from cluster.membership import TopologyChange
 
-OperatorChange = Leave | Stay | Remove | Weigh | Rezone | Replicate | Pace
+OperatorChange = Leave | Stay | Remove | Weigh | Rezone | Replicate | Pace | Patience
 """What a person may ask for; to join and to move is the node's own business."""
 
 
@@ -42,6 +42,7 @@ class TopologyStatus(msgspec.Struct, frozen=True):
     replicas: int
     paused: bool
     copy_bytes_per_s: int
+    away_after_s: int
     voters: list[str]
     nodes: list[TopologyNode]
 

@@ -10,7 +10,7 @@ import msgspec
 import psutil
 
 from cluster.slot import Candidate, Primary
-from cluster.topology import LEAVING
+from cluster.topology import AWAY, LEAVING
 from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
 from kvstore.wire.protocol import Routes
 
@@ -79,6 +79,7 @@ class StatusBoard:
                     led[listed.id],
                     held[listed.id],
                     listed.state == LEAVING,
+                    listed.state == AWAY,
                 )
             )
         return found
@@ -176,7 +177,9 @@ class StatusBoard:
     def _problems(self, sync_ms: float) -> list[str]:
         node = self._node
         problems = [reason] if (reason := self.not_ready_reason()) else []
-        problems += [f"{m.name} is {m.state}" for m in self.members() if m.state != "alive"]
+        missing = [m for m in self.members() if m.state != "alive"]
+        others = ": others keep its slots until it is back"
+        problems += [f"{m.name} is {m.state}{others if m.away else ''}" for m in missing]
         if sync_ms > PROBLEM_FSYNC_MS:
             problems.append(f"an fsync takes {sync_ms:.0f} ms on average: writes wait for the disk")
         if node.topology is not None:

@@ -31,6 +31,8 @@ class MemberStatus(msgspec.Struct, frozen=True):
     slots_led: int
     slots_held: int
     leaving: bool = False
+    away: bool = False
+    """Dead for long: others hold its slots until it is back."""
 
 
 class SlotStatus(msgspec.Struct, frozen=True):

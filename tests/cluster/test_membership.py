@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.membership import (
+    Away,
+    Back,
     Join,
     Leave,
     Move,
     Pace,
+    Patience,
     Remove,
     Replicate,
     Rezone,
@@ -24,6 +27,7 @@ from cluster.membership import (
 from cluster.placement import place
 from cluster.topology import (
     ACTIVE,
+    AWAY,
     LEAVING,
     Node,
     Topology,
@@ -101,6 +105,8 @@ REFUSED: dict[str, tuple[TopologyChange, str]] = {
     "a zone with spaces": (Rezone("n2", "a b"), "its zone"),
     "an address in use": (Move("n2", "h1:1", "h2:2"), "is taken by node 'n1'"),
     "a crawl": (Pace(copy_bytes_per_s=5), "copies at 5 bytes/s"),
+    "a wait of no sense": (Patience(-1), "dead nodes are away after -1 s"),
+    "one of three that is dead": (Away("n2"), "'n2' is waited for: 2 others are active"),
     "a negative rate": (Pace(copy_bytes_per_s=-1), "copies at -1 bytes/s"),
 }
 
@@ -119,6 +125,21 @@ def test_what_force_allows_and_what_not() -> None:
         apply_change(cluster(1), Leave("n1", force=True))
 
 
+def test_a_node_is_away_until_it_is_back() -> None:
+    before = cluster(4)
+    away = apply_change(before, Away("n2"))
+    assert (states(away)["n2"], away.epoch) == (AWAY, 2)
+    assert apply_change(away, Away("n2")) is away, "two deciders make one epoch"
+    assert {n for owners in place(away).owners for n in owners} == {1, 3, 4}
+    with pytest.raises(TopologyError, match="'n3' is waited for"):
+        apply_change(away, Away("n3"))
+    assert place(apply_change(away, Back("n2"))).owners == place(before).owners
+    leaving = apply_change(away, Leave("n2"))
+    assert states(leaving)["n2"] == LEAVING
+    assert apply_change(leaving, Back("n2")) is leaving, "who is to leave comes back to leave"
+    assert apply_change(leaving, Away("n2")) is leaving
+
+
 def test_the_rest_changes_what_it_names() -> None:
     topology = cluster(5)
     assert apply_change(topology, Replicate(5)).replicas == 5
@@ -131,6 +152,7 @@ def test_the_rest_changes_what_it_names() -> None:
     )
     paused = apply_change(topology, Pace(paused=True))
     assert (paused.paused, paused.copy_bytes_per_s) == (True, topology.copy_bytes_per_s)
+    assert apply_change(topology, Patience(0)).away_after_s == 0
     slow = apply_change(paused, Pace(copy_bytes_per_s=1_000_000))
     assert (slow.paused, slow.copy_bytes_per_s, slow.epoch) == (True, 1_000_000, 3)
 
@@ -148,6 +170,9 @@ CHANGES = st.one_of(
     st.builds(Remove, st.sampled_from(["n1", "n2", "n5"]), st.booleans()),
     st.builds(Weigh, st.just("n1"), st.floats(0.0, 2_000.0)),
     st.builds(Replicate, st.integers(0, 8)),
+    st.builds(Patience, st.integers(-1, 10)),
+    st.builds(Away, st.sampled_from(["n1", "n2", "n5"])),
+    st.builds(Back, st.sampled_from(["n1", "n2", "n5"])),
     st.builds(Pace, st.none() | st.booleans(), st.none() | st.integers(0, 200_000)),
 )
 

@@ -92,7 +92,7 @@ class FakeOperator:
         ]
         return TopologyStatus(
             *(now.cluster_name, now.cluster_id, now.epoch, now.slot_count, now.replicas),
-            *(now.paused, now.copy_bytes_per_s, ["n1"], nodes),
+            *(now.paused, now.copy_bytes_per_s, now.away_after_s, ["n1"], nodes),
         )
 
     async def moves(self) -> MovesStatus:

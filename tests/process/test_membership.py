@@ -29,6 +29,17 @@ def held(node: LocalNode) -> int:
     return 0 if document is None else int(document["slots_held"])
 
 
+def arrived(cluster: LocalCluster) -> bool:
+    """Whether every slot is where the topology wants it."""
+    return "all slots are where they should be" in command("rebalance", url=cluster.url).stdout
+
+
+def kill(node: LocalNode) -> None:
+    node.signal(signal.SIGKILL)
+    assert node.process is not None
+    node.process.wait()
+
+
 def can_stop(cluster: LocalCluster, name: str) -> bool:
     return command("can-stop", name, url=cluster.url).returncode == 0
 
@@ -95,6 +106,28 @@ def test_a_lost_disk_is_replaced_on_the_same_machine(tmp_path: Path) -> None:
         wait_for(lambda: can_stop(cluster, "n1"), "the last members have changed")
         cluster.nodes[0].signal(signal.SIGKILL)
         assert db.get_many(list(written)) == written
+
+
+def test_a_node_that_stays_dead_is_replaced_by_itself_and_comes_back(tmp_path: Path) -> None:
+    with running_cluster(tmp_path, nodes=4) as cluster:
+        first, last = cluster.nodes[0], cluster.nodes[3]
+        with kvstore.connect(cluster.url, timeout=20) as db:
+            written = {f"k:{n}": n for n in range(2_000)}
+            db.put_many(written)
+            assert command("rebalance", "--away-after", "1", url=cluster.url).returncode == 0
+            kill(last)
+            wait_for(lambda: "away" in command("members", url=cluster.url).stdout, "n4 is away", 60)
+            wait_for(lambda: can_stop(cluster, "n1"), "all slots have three copies again", 60)
+            assert [held(node) for node in cluster.nodes[:3]] == [256] * 3
+            kill(first)
+            assert db.get_many(list(written)) == written
+            cluster.start_node(first)
+            cluster.start_node(last)
+            wait_for(lambda: held(last) >= HELD_MIN, "n4 has its share again", 60)
+            wait_for(lambda: arrived(cluster), "all slots are where they should be", 60)
+            assert db.get_many(list(written)) == written
+        assert "away" not in command("members", url=cluster.url).stdout
+        assert states_seen_by(cluster, 1)["n4"] == "alive"
 
 
 def test_the_commands_tell_the_truth(tmp_path: Path) -> None:
