@@ -52,7 +52,7 @@ from kvstore.client.retry import RetryBudget, attempt_seconds, backoff_seconds, 
 from kvstore.client.routing import NOBODY, RoutingTable
 from kvstore.client.runs import Run, chunks, grouped
 from kvstore.errors import AuthError, Unavailable
-from kvstore.wire.protocol import Request, Response, RouteQuery, Routes
+from kvstore.wire.protocol import Request, Response, Routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,10 +148,10 @@ class ClientCore:
         failures: list[NotSent] = []
         for address in self.table.by_promise(self.now()):
             limit = min(deadline, self.now() + attempt_seconds(attempt, 0, 0))
-            send = Send(address, RouteQuery(next(self._frame_ids)))
+            send = self.table.query(address, next(self._frame_ids))
             reply = (yield Exchange([send], limit))[0]
             if isinstance(reply, Routes):
-                self.table.load(reply, self.now())
+                self.table.load(reply, self.now(), address)
                 if self.table.known:
                     return []
                 failures.append(NotSent(f"{address} has no slots yet"))
@@ -199,12 +199,12 @@ class ClientCore:
             fetch = self.table.wants_refresh(now) and now - self._fetching_since > _FETCH_SECONDS
             if fetch:
                 self._fetching_since = now
-                sends.append(Send(sends[0].address, RouteQuery(next(self._frame_ids))))
+                sends.append(self.table.query(sends[0].address, next(self._frame_ids)))
             replies = yield Exchange(sends, limit)
             now = self.now()
             if fetch and isinstance(routes := replies[-1], Routes):
                 self._fetching_since = float("-inf")
-                self.table.load(routes, now)
+                self.table.load(routes, now, sends[-1].address)
             for run, send, reply in zip(due, sends, replies, strict=False):
                 left += self._settle(run, send.address, reply, outcomes, reading=reading)
             runs = left

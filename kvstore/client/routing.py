@@ -6,6 +6,9 @@ writes are newer positions. A wrong hint costs one forward, so nothing here need
 only ``seen`` (rule 5) has a rule: it is a *committed* position, told by a serving primary, and
 never goes back.
 
+Of each node that gave a table, the version is kept, so that it need only tell what has changed
+since. That may be older news than another node's in between: a hint that is wrong once more.
+
 A node that failed is *avoided* for a while. Refused connections are cheap to test again; silence
 is not, so a silent node is left alone longer, and as long as gossip (a node's state in the table)
 says that it is not alive.
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 from cluster.limits import SLOT_COUNT_DEFAULT
 from cluster.operations import Failed
 from cluster.records import VERSION_BYTES
+from kvstore.client.exchange import Send
+from kvstore.wire.protocol import RouteQuery
 
 if TYPE_CHECKING:
     from cluster.operations import Result
@@ -58,6 +63,8 @@ class RoutingTable:
         self.primaries: list[str] = [NOBODY] * SLOT_COUNT_DEFAULT
         self.positions: list[bytes] = [_NO_POSITION] * SLOT_COUNT_DEFAULT
         self._address_of_node: dict[int, str] = {}
+        self._versions: dict[str, tuple[int, int]] = {}
+        """Address -> source and version of the table that it gave last."""
         self._avoided: dict[str, tuple[float, int]] = {}
         self._answers = 0
         self._answered: dict[str, int] = {}
@@ -67,11 +74,19 @@ class RoutingTable:
         self._wrong_hints = 0
         self._turn = 0
 
-    def load(self, routes: Routes, now: float) -> None:
-        """Take over a fetched table; positions that are newer here are kept.
+    def query(self, address: str, frame_id: int) -> Send:
+        """Ask a node for its table, or for what has changed in it."""
+        source, version = self._versions.get(address, (0, 0)) if self.known else (0, 0)
+        return Send(address, RouteQuery(frame_id, source, version))
+
+    def load(self, routes: Routes, now: float, address: str = NOBODY) -> None:
+        """Take over a fetched table, or a difference; positions that are newer here are kept.
 
         One without slots is none: its node waits to be founded.
         """
+        if routes.since:
+            self._load_difference(routes, now, address)
+            return
         count = routes.slot_count
         if (
             not count
@@ -94,7 +109,35 @@ class RoutingTable:
         self.slot_count = count
         self.cluster_id = routes.cluster_id
         self._address_of_node = {node.id: node.address for node in routes.nodes}
-        self.addresses = nodes or list(self.seeds)
+        self._loaded(routes, now, address)
+
+    def _load_difference(self, routes: Routes, now: float, address: str) -> None:
+        changed = len(routes.slots) // 2
+        if (
+            (routes.cluster_id, routes.slot_count) != (self.cluster_id, self.slot_count)
+            or len(routes.primaries) != len(routes.slots)
+            or len(routes.positions) != VERSION_BYTES * changed
+            or any(slot >= self.slot_count for slot in unpack(f">{changed}H", routes.slots))
+        ):
+            self._versions.pop(address, None)  # the next one is a whole table
+            return
+        self._address_of_node |= {node.id: node.address for node in routes.nodes}
+        names = dict(enumerate(node.address for node in routes.nodes))
+        slots = unpack(f">{changed}H", routes.slots)
+        indices = unpack(f">{changed}H", routes.primaries)
+        for at, (slot, index) in enumerate(zip(slots, indices, strict=True)):
+            told = routes.positions[at * VERSION_BYTES : (at + 1) * VERSION_BYTES]
+            self.primaries[slot] = names.get(index, NOBODY)
+            self.positions[slot] = max(told, self.positions[slot])
+        self._loaded(routes, now, address)
+
+    def _loaded(self, routes: Routes, now: float, address: str) -> None:
+        self.addresses = list(self._address_of_node.values()) or list(self.seeds)
+        if address and routes.source:
+            self._versions[address] = (routes.source, routes.version)
+            if len(self._versions) > len(self.addresses):
+                kept = {a: self._versions[a] for a in self.addresses if a in self._versions}
+                self._versions = kept
         for node in routes.nodes:
             if node.state != "alive" and node.address in self._avoided:
                 until, times = self._avoided[node.address]

@@ -1,9 +1,8 @@
 """Who leads what, cluster-wide, as this node has been told: hints for routing (rule 10).
 
 Every node tells every other which slots it leads: all of them when a link opens, changes as they
-happen. For its clients a node keeps that as two flat tables, which are also what a client is sent
-(`kvstore.wire.protocol.Routes`): two bytes a slot for the leader, 20 bytes a slot for a committed
-position (rule 5 lets a client begin with it).
+happen: a leader for each slot, and a committed position (rule 5 lets a client begin with it). What
+a client is sent of it is made in `kvstore.node.route_table`.
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ from array import array
 from typing import TYPE_CHECKING
 
 from cluster.records import BALLOT_BYTES, VERSION_BYTES, pack_version
-from kvstore.wire.protocol import Leads, RouteNode, Routes
+from kvstore.wire.protocol import Leads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cluster.ballot import NodeId, Position
-    from cluster.topology import Topology
-
-UNKNOWN = 0xFFFF
-_NO_POSITION = bytes(VERSION_BYTES)
 
 
 def pack_leads(
@@ -51,13 +46,14 @@ def unpack_slots(data: bytes) -> list[int]:
 
 
 class Directory:
-    """The routing table of this node."""
+    """Who leads each slot, by the word of the others."""
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
         """All of them, the system slot included."""
         self.leaders: list[NodeId | None] = [None] * slots
-        self._positions = bytearray(VERSION_BYTES * slots)
+        self.positions = bytearray(VERSION_BYTES * slots)
+        """20 bytes a slot (`cluster.records.pack_version`), zeros where nobody told."""
 
     def take(self, node: NodeId, leads: Leads) -> tuple[list[int], list[int]]:
         """A node's summary: returns the slots that it now leads, and those that it leads no more.
@@ -82,10 +78,10 @@ class Directory:
         for at, number in enumerate(slots):
             position = leads.positions[at * VERSION_BYTES : (at + 1) * VERSION_BYTES]
             begin = number * VERSION_BYTES
-            if position[:BALLOT_BYTES] < self._positions[begin : begin + BALLOT_BYTES]:
+            if position[:BALLOT_BYTES] < self.positions[begin : begin + BALLOT_BYTES]:
                 continue  # word of a leader before, by another connection: ballots tell the order
             self.leaders[number] = node
-            self._positions[begin : begin + VERSION_BYTES] = position
+            self.positions[begin : begin + VERSION_BYTES] = position
             led.append(number)
         return led, lost
 
@@ -96,48 +92,3 @@ class Directory:
     def forget(self, node: NodeId) -> None:
         """This node is no member any more."""
         self.leaders = [None if leader == node else leader for leader in self.leaders]
-
-    def routes(
-        self,
-        frame_id: int,
-        topology: Topology,
-        states: dict[NodeId, str],
-        me: NodeId,
-        led: Iterable[tuple[int, Position]],
-    ) -> Routes:
-        """The table as a client is sent it; ``led`` are the data's slots that this node leads.
-
-        Whoever is dead leads nothing that could be asked of it.
-        """
-        gone = ("dead", "left")
-        index = {
-            node.id: at for at, node in enumerate(topology.nodes) if states.get(node.id) not in gone
-        }
-        primaries = array(
-            "H",
-            [
-                UNKNOWN if node is None else index.get(node, UNKNOWN)
-                for node in self.leaders[: topology.slot_count]
-            ],
-        )
-        positions = self._positions[: VERSION_BYTES * topology.slot_count]
-        for number, position in led:
-            primaries[number] = index[me]
-            packed = pack_version(position.established, position.sequence)
-            positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES] = packed
-        if array("H", b"\0\1")[0] != 1:
-            primaries.byteswap()
-        nodes = [
-            RouteNode(n.id, n.name, n.address, n.http_address, n.zone, states.get(n.id, "alive"))
-            for n in topology.nodes
-        ]
-        return Routes(
-            frame_id,
-            topology.cluster_id,
-            topology.cluster_name,
-            topology.epoch,
-            topology.slot_count,
-            nodes,
-            primaries.tobytes(),
-            bytes(positions),
-        )

@@ -336,9 +336,9 @@ class Node:
         self.on_request(request, awaited.settle, awaited)
         return await awaited.response
 
-    def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
+    def routes(self, id: int = 0, source: int = 0, since: int = 0) -> Routes:  # noqa: A002
         """The routing table as a client needs it."""
-        return self.board.routes(id)
+        return self.board.routes(id, source, since)
 
     def members(self) -> list[MemberStatus]:
         """Every node of the topology with its state by gossip."""

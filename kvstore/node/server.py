@@ -110,8 +110,8 @@ class Host(Protocol):
     def watching(self) -> Watching:
         """The room of the watches."""
 
-    def routes(self, id: int = 0) -> Routes:  # noqa: A002 - the frame's field
-        """The routing table."""
+    def routes(self, id: int = 0, source: int = 0, since: int = 0) -> Routes:  # noqa: A002
+        """The routing table, or what has changed in it (`RouteQuery`)."""
 
     def slot_count(self) -> int:
         """Slots of this cluster; 0 before it is founded."""
@@ -288,7 +288,7 @@ class Server:
             case Leads():
                 self._on_leads(connection, hello.node, frame)
             case RouteQuery():
-                connection.send(host.routes(frame.id))
+                connection.send(host.routes(frame.id, frame.source, frame.since))
             case Watch():
                 host.watching.take(connection, frame)
             case Founding():

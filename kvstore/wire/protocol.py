@@ -104,9 +104,11 @@ class Response(msgspec.Struct, frozen=True, array_like=True, tag=71):
 
 
 class RouteQuery(msgspec.Struct, frozen=True, array_like=True, tag=72):
-    """Ask for the routing table."""
+    """Ask for the routing table; for what has changed in it since a version of that source."""
 
     id: int
+    source: int = 0
+    since: int = 0
 
 
 class RouteNode(msgspec.Struct, frozen=True, array_like=True):
@@ -125,6 +127,10 @@ class Routes(msgspec.Struct, frozen=True, array_like=True, tag=73):
 
     ``primaries`` has two bytes a slot (big-endian index into ``nodes``, 65,535 = not known);
     ``positions`` has 20 bytes a slot: a committed position told by its serving primary, or zeros.
+
+    ``source`` is the node's process and ``version`` counts its changes. With ``since`` above 0 this
+    is the difference from that version: ``slots`` (two bytes each) are those that ``primaries`` and
+    ``positions`` are about, and ``nodes`` holds those that are named or have changed.
     """
 
     id: int
@@ -135,6 +141,10 @@ class Routes(msgspec.Struct, frozen=True, array_like=True, tag=73):
     nodes: list[RouteNode]
     primaries: bytes
     positions: bytes
+    source: int = 0
+    version: int = 0
+    since: int = 0
+    slots: bytes = b""
 
 
 class Leads(msgspec.Struct, frozen=True, array_like=True, tag=80):

@@ -71,7 +71,7 @@ frames: st.SearchStrategy[Frame] = st.one_of(
         st.lists(st.one_of(st.builds(Done, short_bytes), st.builds(Absent)), max_size=4),
         st.dictionaries(uint32, uint32, max_size=3),
     ),
-    st.builds(RouteQuery, uint32),
+    st.builds(RouteQuery, uint32, uint32, uint32),
     st.builds(Leads, st.booleans(), short_bytes, short_bytes, short_bytes),
     st.builds(Founding, short_bytes, short_bytes),
     st.builds(Gossip, st.builds(Ping, uint32, st.just([]))),
