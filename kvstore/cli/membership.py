@@ -25,7 +25,7 @@ from kvstore.cli.output import (
     print_json,
     print_rows,
 )
-from kvstore.cli.quorums import slots_lost, slots_naming, slots_stopped, survey
+from kvstore.cli.quorums import slots_lost, slots_naming, slots_stopped, survey, worst_pairs
 from kvstore.errors import BadRequest, OutcomeUnknown, Unavailable
 from kvstore.node.operator_view import OperatorChange, PlanStatus, TopologyStatus
 from kvstore.sizes import parse_size
@@ -39,6 +39,8 @@ LOOK_INTERVAL_S: Final = 1.0
 LOOKS_PER_SURVEY: Final = 5
 """Whether a dead node is needed by anybody is asked less often: it costs all nodes more."""
 RATE_MAX: Final = 1 << 40
+
+PAIRS_SHOWN_MAX: Final = 20
 
 
 @click.command()
@@ -95,16 +97,25 @@ async def _wait_drained(url: str, name: str, timeout: float) -> None:
 @click.command(name="can-stop")
 @cluster_options
 @output_option
+@click.option(
+    "--pairs", is_flag=True, help="Also any two nodes, or zones, that stop slots together."
+)
 @click.argument("node", required=False)
-def can_stop(url: str, timeout: float, output: str, node: str | None) -> ExitStatus:
+def can_stop(url: str, timeout: float, output: str, pairs: bool, node: str | None) -> ExitStatus:
     """May NODE be stopped now without losing a quorum anywhere? Exit status 0: yes, 1: no.
 
-    Without NODE: what stopping each node, or losing each zone, would cost.
+    Without NODE: what stopping each node, or losing each zone, would cost. A pair is listed with
+    the slots that stop only if both fail, the worst 20 of each kind; -o json has all.
     """
     found = asyncio.run(survey(url, timeout))
     stopped = slots_stopped(found)
     if node is None:
         rows = [list(row) for row in _losses(found)]
+        if pairs:
+            two = worst_pairs(found)
+            shown = len(two) if output == "json" else PAIRS_SHOWN_MAX
+            for kind in ("zones", "nodes"):
+                rows += [list(row) for row in [r for r in two if r[1] == kind][:shown]]
         print_rows(output, ["loss", "kind", "slots_lost"], rows)
         if stopped:
             click.echo(f"{stopped} slots have no quorum or no primary already", err=True)

@@ -7,16 +7,20 @@ reached (rule 9); two sets stand while it changes its members.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from cluster.losses import losses
+from cluster.quorum import is_quorum
+from cluster.slot_config import SlotConfig
 from kvstore.cli.admin import Answer, ask_http, learn_routes
 from kvstore.errors import Unavailable
 from kvstore.node.operator_view import ConfigStatus, QuorumsStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from kvstore.wire.protocol import RouteNode
 
@@ -72,24 +76,37 @@ def slots_lost(found: Survey, without: Collection[int]) -> int:
     """Slots that lose their quorum when these nodes stop, of those that have one now."""
     left = found.up.difference(without)
     return sum(
-        config.slots
-        for config in found.configs
-        if has_quorum(config.sets, found.up) and not has_quorum(config.sets, left)
+        slots
+        for config, slots in slots_of(found).items()
+        if is_quorum(found.up, config) and not is_quorum(left, config)
     )
 
 
 def slots_stopped(found: Survey) -> int:
     """Slots that have no quorum as it is."""
-    return sum(c.slots for c in found.configs if not has_quorum(c.sets, found.up)) + found.unled
+    stopped = (n for config, n in slots_of(found).items() if not is_quorum(found.up, config))
+    return sum(stopped) + found.unled
 
 
-def has_quorum(sets: Sequence[Sequence[int]], up: Collection[int]) -> bool:
-    """Whether a majority of each set is up.
+def slots_of(found: Survey) -> Counter[SlotConfig]:
+    """How many slots have this config now."""
+    counts: Counter[SlotConfig] = Counter()
+    for told in found.configs:
+        config = SlotConfig(tuple(map(tuple, told.sets)), tuple(told.learners))
+        counts[config] += told.slots
+    return counts
 
-    >>> has_quorum([[1, 2, 3]], {1, 3}), has_quorum([[1, 2]], {1})
-    (True, False)
-    """
-    return all(2 * sum(node in up for node in members) > len(members) for members in sets)
+
+def worst_pairs(found: Survey) -> list[tuple[str, str, int]]:
+    """Two nodes, or two zones, that stop slots which neither stops alone; the worst come first."""
+    rows: list[tuple[str, str, int]] = []
+    names = {node.id: node.name for node in found.nodes}
+    zones = {node.id: node.zone for node in found.nodes if node.zone}
+    for kind, group_of in (("zones", zones), ("nodes", names)):
+        lost = losses(slots_of(found), found.up, group_of)
+        pairs = [(pair, slots) for pair, slots in lost.most_common() if len(pair) == 2]
+        rows += [("+".join(pair), kind, slots) for pair, slots in pairs]
+    return rows
 
 
 def slots_naming(found: Survey, node: int) -> int:

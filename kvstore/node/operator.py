@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from cluster.losses import losses
+from cluster.members import MemberState
 from cluster.membership import apply_change
 from cluster.rebalance import plan
 from cluster.slot import Primary
@@ -13,6 +15,7 @@ from cluster.system_slot import owners, voters
 from kvstore.errors import Unavailable
 from kvstore.node.operator_view import (
     ConfigStatus,
+    LossStatus,
     MovesStatus,
     MoveStatus,
     PlanStatus,
@@ -117,7 +120,26 @@ class OperatorBoard:
             self._configs(led),
             table.leaders_of(range(total)).count(None),
             self._configs(unled),
+            self._losses(topology, led),
         )
+
+    def _losses(
+        self, topology: Topology, led: Counter[tuple[SlotConfig, bool]]
+    ) -> list[LossStatus]:
+        """What the next one or two failures would cost, by node and by zone."""
+        slots_of: Counter[SlotConfig] = Counter()
+        for (config, _), count in led.items():
+            slots_of[config] += count
+        gone = (MemberState.DEAD, MemberState.LEFT)
+        known = self._node.gossip.swim.members()
+        up = {n for n in {node.id for node in topology.nodes} if known[n].state not in gone}
+        names = {node.id: node.name for node in topology.nodes}
+        zones = {node.id: node.zone for node in topology.nodes if node.zone}
+        return [
+            LossStatus(f"{kind}s" if len(failed) > 1 else kind, list(failed), slots)
+            for kind, group_of in (("zone", zones), ("node", names))
+            for failed, slots in losses(slots_of, up, group_of).most_common()
+        ]
 
     async def plan(self, change: TopologyChange) -> PlanStatus:
         """See `OperatorView`."""

@@ -92,11 +92,20 @@ class ConfigStatus(msgspec.Struct, frozen=True):
     wanted: bool
 
 
+class LossStatus(msgspec.Struct, frozen=True):
+    """Nodes or zones, one or two: so many slots stop if all of these fail and not if fewer do."""
+
+    kind: str
+    failed: list[str]
+    slots: int
+
+
 class QuorumsStatus(msgspec.Struct, frozen=True):
     """Whom the slots need that the node leads, the system slot among them.
 
     ``unled`` slots have no primary that the node knows, ``unled_configs`` are the members of those
-    that it holds itself.
+    that it holds itself. ``losses`` are the failures that would stop some of the slots that it
+    leads; those of all nodes add up.
     """
 
     node: str
@@ -106,6 +115,7 @@ class QuorumsStatus(msgspec.Struct, frozen=True):
     configs: list[ConfigStatus]
     unled: int
     unled_configs: list[ConfigStatus]
+    losses: list[LossStatus]
 
 
 class ShareStatus(msgspec.Struct, frozen=True):

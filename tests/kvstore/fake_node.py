@@ -49,6 +49,7 @@ from cluster.topology import Topology, found_topology
 from kvstore.errors import OutcomeUnknown, Unavailable
 from kvstore.node.operator_view import (
     ConfigStatus,
+    LossStatus,
     MovesStatus,
     MoveStatus,
     PlanStatus,
@@ -101,7 +102,9 @@ class FakeOperator:
 
     def quorums(self) -> QuorumsStatus:
         configs = [ConfigStatus([[BALLOT.node]], [], 65, True)]
-        return QuorumsStatus("n1", self.document.epoch, 65, 65, configs, 0, [])
+        return QuorumsStatus(
+            "n1", self.document.epoch, 65, 65, configs, 0, [], [LossStatus("node", ["n1"], 65)]
+        )
 
     async def change(self, change: TopologyChange, timeout_ms: int) -> TopologyStatus:
         failed = self.fail(Get(b"topology"))

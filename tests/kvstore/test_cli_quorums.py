@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kvstore.cli.quorums import Survey, slots_lost, slots_naming, slots_stopped
+import msgspec
+
+from kvstore.cli.quorums import Survey, slots_lost, slots_naming, slots_stopped, worst_pairs
 from kvstore.node.operator_view import ConfigStatus
 from kvstore.wire.protocol import RouteNode
 
@@ -53,3 +55,12 @@ def test_what_has_stopped_already_is_told_apart() -> None:
     found = survey(config("1 2 3", 7), up="1 4", unled=2)
     assert slots_stopped(found) == 9
     assert slots_lost(found, {1}) == 0
+
+
+def test_pairs_of_nodes_and_zones_the_worst_first() -> None:
+    found = survey(config("1 2 3", 7), config("2 3 4", 5))
+    zoned = [msgspec.structs.replace(n, zone="a" if n.id < 3 else "b") for n in found.nodes]
+    assert worst_pairs(found)[0] == ("n2+n3", "nodes", 12)
+    rows = worst_pairs(found._replace(nodes=zoned))
+    assert [row for row in rows if row[1] == "zones"] == [], "each zone alone stops them"
+    assert len(rows) == 5

@@ -142,7 +142,11 @@ def test_the_commands_tell_the_truth(tmp_path: Path) -> None:
         assert json.loads(losses.stdout) == [
             {"loss": name, "kind": "node", "slots_lost": 0} for name in ("n1", "n2", "n3")
         ]
-        assert "all slots are where they should be" in command("rebalance", url=url).stdout
+        pairs = json.loads(command("can-stop", "--pairs", "-o", "json", url=url).stdout)[3:]
+        assert sorted((row["loss"], row["slots_lost"]) for row in pairs) == [
+            (pair, 257) for pair in ("n1+n2", "n1+n3", "n2+n3")
+        ]
+        assert arrived(cluster)
 
         shown = command("rebalance", "--plan", "--replicas", "1", "-o", "json", url=url)
         planned = json.loads(shown.stdout)
