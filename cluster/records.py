@@ -136,7 +136,7 @@ def decode_record(record: bytes) -> Record:
     """Take a record apart and verify its checksum.
 
     Raises:
-        RecordError: truncated, of another format, or the checksum does not fit.
+        RecordError: cut off, of another format, or the checksum does not fit.
     """
     if len(record) < _HEADER_BYTES or crc32(memoryview(record)[4:]) != int.from_bytes(
         record[:4], "big"
@@ -150,7 +150,12 @@ def decode_record(record: bytes) -> Record:
         expiry = int.from_bytes(record[at : at + 8], "big")
         at += 8
     if flags & _CONTENT_TYPE:
-        length = record[at]
-        content_type = record[at + 1 : at + 1 + length].decode()
-        at += 1 + length
+        begin = at + 1
+        at = begin + int.from_bytes(record[at:begin], "big")
+        try:
+            content_type = record[begin:at].decode()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"the content type of a record is no text: {error}") from error
+    if at >= len(record):
+        raise RecordError(f"a record of {len(record)} bytes is cut off before its value")
     return Record(record[_VERSION_AT:_HEADER_BYTES], record[at:], content_type, expiry)

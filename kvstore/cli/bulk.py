@@ -195,7 +195,10 @@ class Remembered:
             found = json.loads(self._path.read_text())
         except (OSError, ValueError):
             return None
-        return found["place"] if isinstance(found, dict) and found.get("job") == self._job else None
+        if not isinstance(found, dict) or found.get("job") != self._job:
+            return None
+        place = found.get("place")
+        return place if isinstance(place, dict) else None
 
     def remember(self, place: dict[str, Any], *, now: bool = False) -> None:
         """Write it down, at most once a second; a directory that takes no file only costs that."""

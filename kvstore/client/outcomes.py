@@ -80,8 +80,16 @@ def entry_of(record: bytes, key: Key) -> Entry:
         value = unpack_value(packed)
     except (RecordError, CorruptValue) as error:
         raise CorruptValue(f"key {shown(key)}: {error}") from error
-    expires_at = _EPOCH + timedelta(milliseconds=expires_at_ms) if expires_at_ms else None
+    expires_at = moment_of(expires_at_ms) if expires_at_ms else None
     return Entry(value, version_to_text(version), expires_at, content_type)
+
+
+def moment_of(unix_ms: int) -> datetime:
+    """A record's expiry in UTC; one beyond the calendar, by a wrong clock, is its last moment."""
+    try:
+        return _EPOCH + timedelta(milliseconds=unix_ms)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def text_key(key: bytes) -> Key:

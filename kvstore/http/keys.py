@@ -11,7 +11,6 @@ end of a key.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -38,6 +37,7 @@ from cluster.operations import (
 )
 from cluster.records import Record, RecordError, decode_record, record_version
 from kvstore.client.operation_id import OperationId
+from kvstore.client.outcomes import moment_of
 from kvstore.errors import CorruptValue
 from kvstore.http.conditions import EntityTags, etag_of, parse_range, parse_tags
 from kvstore.http.door import Call, Route, check_key, read_body, single_header
@@ -215,7 +215,7 @@ def ttl_ms(call: Call) -> int:
 
 def expiry_text(expires_at_ms: int) -> str:
     """A record's expiry as RFC 3339."""
-    moment = datetime.fromtimestamp(expires_at_ms / 1000, UTC)
+    moment = moment_of(expires_at_ms)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

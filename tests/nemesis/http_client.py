@@ -168,7 +168,10 @@ class HttpClient:
         body: bytes = b"",
     ) -> Answer:
         """Ask until somebody answers; reads may be asked twice."""
-        return self._ask(method, path, parameters or {}, headers or {}, body, again=True)
+        try:
+            return self._ask(method, path, parameters or {}, headers or {}, body, again=True)
+        except OutcomeUnknown as unknown:
+            raise Unavailable(str(unknown)) from unknown
 
     def _write(
         self,

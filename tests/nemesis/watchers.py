@@ -12,7 +12,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import kvstore
 from tests.nemesis.ledger import read_rows
@@ -23,13 +23,31 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Event as Flag
     from pathlib import Path
 
+    from kvstore.client.watch import WatchEvent
     from tests.simulation.machines import Caller
 
 LOOK_SECONDS: Final = 0.2
 HEAR_SECONDS: Final = 60.0
 """How long after the end a watch may take to tell all of it."""
 
+STOP_CHANCE: Final = 0.0005
+"""To begin a watch of 256 slots again takes as long as hundreds of events."""
+
 SHOWN: Final = 5
+
+
+class Listener(Observer):
+    """An observer that writes down what it hears, for whoever looks for the cause of a fault."""
+
+    def note(self, directory: Path, number: int) -> Listener:
+        """Where to; returns itself."""
+        self._note: TextIO = (directory / f"heard-{number}.txt").open("w")
+        return self
+
+    def _take(self, event: WatchEvent) -> None:
+        what = sorted(event.slots) if event.type == "reset" else (event.key, event.version)
+        self._note.write(f"{time.monotonic():.6f} {event.type} {what}\n")
+        super()._take(event)
 
 
 @dataclass(frozen=True)
@@ -85,19 +103,20 @@ async def _watch(watching: Watching, judge: Flag) -> tuple[list[str], int]:
         for number in range(watching.observers):
             client = await stack.enter_async_context(kvstore.connect_async(watching.url))
             seat = Seat(client, Random(f"{watching.seed} observer {number}"), process)
-            observers.append(Observer(cast("Caller", seat), watching.slot_count))
+            listener = Listener(cast("Caller", seat), watching.slot_count, STOP_CHANCE)
+            observers.append(listener.note(watching.directory, number))
             observers[-1].start()
         await asyncio.to_thread(judge.wait)
         state = pickle.loads(watching.state_file.read_bytes())
         deadline = time.monotonic() + HEAR_SECONDS
-        while any(o.differences(state) for o in observers):
+        events = [row.event for row in read_rows(watching.directory)]
+        while any(o.missed(events) or o.differences(state) for o in observers):
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(LOOK_SECONDS)
         faults = [repr(task.exception()) for task in process.tasks if task.done()]
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
     for observer in observers:
-        events = (row.event for row in read_rows(watching.directory))
         faults += [f"not heard: {line}" for line in observer.missed(events)[:SHOWN]]
         faults += [f"copy differs: {line}" for line in observer.differences(state)[:SHOWN]]
     return faults, sum(len(observer.resets) for observer in observers)

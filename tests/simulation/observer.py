@@ -31,9 +31,16 @@ AGAIN_SECONDS = 0.2
 
 
 class Observer:
-    """One watch of everything, kept alive through all that happens."""
+    """One watch of everything, kept alive through all that happens.
 
-    def __init__(self, caller: Caller, slot_count: int) -> None:
+    Args:
+        caller: Whose client.
+        slot_count: Slots of the cluster.
+        stop_chance: After each event, to stop and go on with the token.
+    """
+
+    def __init__(self, caller: Caller, slot_count: int, stop_chance: float = 0.01) -> None:
+        self._stop_chance = stop_chance
         self._client = caller.client
         self._rng = caller.rng
         self._slot_count = slot_count
@@ -60,7 +67,7 @@ class Observer:
                     async for event in watch:
                         self._take(event)
                         token = watch.token
-                        if self._rng.random() < 0.01:
+                        if self._rng.random() < self._stop_chance:
                             break
             except KVError:
                 pass

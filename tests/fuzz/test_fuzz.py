@@ -1,0 +1,73 @@
+"""A slice of `make fuzz`, and every crash that it found, kept as a case of its own."""
+
+from __future__ import annotations
+
+import zlib
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cluster.records import RecordError, decode_record, encode_record
+from kvstore.cli.bulk import Remembered
+from kvstore.client.outcomes import entry_of
+from kvstore.http.keys import expiry_text
+from tests.fuzz.examples import RECORDS, VERSION
+from tests.fuzz.fuzz import Found, run_block
+from tests.fuzz.mutation import Mutator
+from tests.fuzz.targets import TARGETS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INPUTS = 250
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_input_is_a_crash(target: str) -> None:
+    found = Found(target)
+    run_block(found, target, INPUTS, seed=0, block=0)
+    assert found.faults == []
+
+
+def test_a_seed_makes_the_same_inputs_again() -> None:
+    def inputs() -> list[bytes]:
+        mutator = Mutator(Random(5))
+        return [mutator.packed([1, {"a": b"b"}, "text"]) for _ in range(200)]
+
+    assert inputs() == inputs()
+    assert len(set(inputs())) > 100
+
+
+def with_checksum(body: bytes) -> bytes:
+    return zlib.crc32(body).to_bytes(4, "big") + body
+
+
+@pytest.mark.parametrize(
+    "size", range(26, len(RECORDS[1]) - 5), ids=lambda size: f"{size} bytes are left"
+)
+def test_a_record_that_was_cut_off_before_its_checksum_was_made(size: int) -> None:
+    with pytest.raises(RecordError, match="cut off"):
+        decode_record(with_checksum(RECORDS[1][4:size]))
+
+
+def test_a_content_type_that_is_no_text() -> None:
+    body = bytearray(RECORDS[1][4:])
+    body[22 + 8 + 1] = 0xFF
+    with pytest.raises(RecordError, match="content type"):
+        decode_record(with_checksum(bytes(body)))
+
+
+def test_an_expiry_beyond_the_calendar() -> None:
+    """By a primary whose clock is ten thousand years ahead."""
+    entry = entry_of(encode_record(VERSION, b"\xc0", "", 2**63), "k")
+    assert entry.expires_at == datetime.max.replace(tzinfo=UTC)
+    assert expiry_text(2**63).startswith("9999-12-31T")
+
+
+@pytest.mark.parametrize("text", ['{"job": {"size": 1}}', "[]", '{"job": {"size": 1}, "place": 5}'])
+def test_a_progress_file_without_its_place(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.progress"
+    file.write_text(text)
+    assert Remembered(file, {"size": 1}).recall() is None
