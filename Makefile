@@ -70,6 +70,11 @@ nemesis: $(VENV)/installed ## hurt real processes under load: make nemesis SEED=
 	@$(BIN)/python -m tests.nemesis.nemesis --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) \
 	  $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(FAULTS),--faults $(FAULTS))
 
+INPUTS ?= 100000
+.PHONY: fuzz
+fuzz: $(VENV)/installed ## inputs that were valid once for every parser: make fuzz INPUTS=1000000 SEED=1
+	@$(BIN)/python -m tests.fuzz.fuzz --inputs $(INPUTS) --seed $(SEED) $(TARGETS)
+
 .PHONY: bench-stages
 bench-stages: $(VENV)/installed ## where an operation's processor time goes (needs py-spy)
 	@$(BIN)/python -m scripts.bench_stages

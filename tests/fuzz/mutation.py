@@ -94,7 +94,7 @@ class Mutator:
     def _number(self, data: bytes) -> bytes:
         """A length or number of some width."""
         at, width = self.rng.randrange(len(data) + 1), self.rng.choice((1, 2, 4, 8))
-        number = self.rng.choice(NUMBERS) % 256**width
+        number = self.rng.choice(NUMBERS) % (1 << 8 * width)
         return data[:at] + number.to_bytes(width, "big") + data[at + width :]
 
     # -- texts -------------------------------------------------------------------------------
