@@ -43,9 +43,23 @@ format: $(VENV)/installed ## put the source into its standard form
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
+# What only measuring needs: clients of other stores, plots, py-spy. Tests and nodes go without.
+$(VENV)/installed-bench: requirements-bench.lock $(VENV)/installed
+	@echo "installing what measuring needs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@touch $@
+
 .PHONY: bench
-bench: $(VENV)/installed ## measure a real 3-node cluster
-	@$(BIN)/python scripts/bench.py
+bench: $(VENV)/installed-bench ## compare with Redis Cluster, etcd and memcached, into docs/benchmarks
+	@$(BIN)/python -m scripts.compare $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(VENV)/installed-bench ## the same in three minutes, rougher, into var/bench-quick
+	@$(BIN)/python -m scripts.compare --part main --part bulk --rounds 3 --seconds 0.4 --keys 10000 --bulk-keys 50000 --out var/bench-quick $(ARGS)
+
+.PHONY: bench-own
+bench-own: $(VENV)/installed ## measure a real 3-node cluster alone, phase by phase
+	@$(BIN)/python scripts/bench.py $(ARGS)
 
 .PHONY: bench-failover
 bench-failover: $(VENV)/installed ## measure what clients notice when a node dies, freezes or returns
@@ -76,17 +90,18 @@ fuzz: $(VENV)/installed ## inputs that were valid once for every parser: make fu
 	@$(BIN)/python -m tests.fuzz.fuzz --inputs $(INPUTS) --seed $(SEED) $(TARGETS)
 
 .PHONY: bench-stages
-bench-stages: $(VENV)/installed ## where an operation's processor time goes (needs py-spy)
+bench-stages: $(VENV)/installed-bench ## where an operation's processor time goes
 	@$(BIN)/python -m scripts.bench_stages
 
 .PHONY: bench-page
-bench-page: $(VENV)/installed ## renew the figures of docs/benchmarks.md (needs wrk, py-spy, quiet)
+bench-page: $(VENV)/installed-bench ## renew the figures of docs/benchmarks.md (needs wrk, quiet)
 	@$(BIN)/python scripts/bench.py --page docs/benchmarks.md
 	@$(BIN)/python -m scripts.bench_stages --page docs/benchmarks.md
 
 .PHONY: lock
-lock: ## renew requirements.lock after a change of pyproject.toml (needs uv)
-	@uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml
+lock: ## renew both lock files after a change of pyproject.toml (needs uv)
+	@uv pip compile --quiet --extra dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock pyproject.toml
+	@uv pip compile --quiet --extra bench --generate-hashes --no-emit-index-url --no-header -c requirements.lock -o requirements-bench.lock pyproject.toml
 
 .PHONY: clean
 clean: ## remove what was built (not the data under var/)

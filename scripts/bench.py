@@ -1,4 +1,4 @@
-"""Measure a real cluster of three nodes on this machine: `make bench`.
+"""Measure a real cluster of three nodes on this machine: `make bench-own`.
 
 The nodes are processes of their own on loopback with a temporary directory, as a user would run
 them; the client is this process, or wrk for HTTP. All of them share the processors of one machine,
@@ -11,6 +11,7 @@ Each phase is run for a moment before it is measured. Whatever happens, the node
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import signal
 import socket
@@ -28,16 +29,9 @@ import kvstore
 from kvstore.cli.local_cluster import HOST, LocalCluster
 from kvstore.errors import KVError
 from scripts.bench_figures import Meter, Row, table
+from scripts.bench_loops import WRK_MISSING, PhaseFailed
 from scripts.bench_machine import examine
-from scripts.bench_phases import (
-    NEEDS_WRK,
-    PHASES,
-    WRK_MISSING,
-    PhaseFailed,
-    Target,
-    load_all,
-    shuffled_keys,
-)
+from scripts.bench_phases import NEEDS_WRK, PHASES, Target, load_all, shuffled_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,8 +208,12 @@ def leave(number: int, frame: FrameType | None) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of neighbouring ports that are free now, below those of outgoing connections."""
-    for first in range(20_000, 32_000, count):
+    """The first of neighbouring ports that are free now, below those of outgoing connections.
+
+    In a random order: two benchmarks that begin at once would find the same ones.
+    """
+    firsts = range(20_000, 32_000 - count, count)
+    for first in random.sample(firsts, len(firsts)):
         if all(map(_is_free, range(first, first + count))):
             return first
     raise click.ClickException(f"there are no {count} neighbouring free ports")

@@ -2,61 +2,45 @@
 
 Keys are drawn at random from those that were stored before, so they spread over all slots and a
 get always finds a value. Each phase is a function of a `Target` and of its length in seconds;
-`PHASES` names them in the order of the table.
+`PHASES` names them in the order of the table. `scripts.bench_loops` does the driving.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-import shutil
-import subprocess
-import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from typing import TYPE_CHECKING, Final
 
 import kvstore
-from scripts.bench_figures import Timing, timing_of
+from scripts.bench_loops import TASKS, WRK_KEYS_MAX, in_tasks, repeat, run_wrk
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from kvstore.client import AsyncClient, Client
+    from scripts.bench_figures import Timing
+    from scripts.bench_loops import Call
 
 VALUE: Final = random.Random(1).randbytes(100)
 """Random, so that nothing along the way compresses it."""
-LOAD_KEYS: Final = 1_000
-TASKS: Final = 64
+LOAD_BYTES: Final = 1_000 * len(VALUE)
 INCR_TASKS: Final = 100
 COUNTER: Final = "counter"
-WRK_CONNECTIONS: Final = 32
-WRK_MISSING: Final = "http: not measured, there is no wrk here (the Debian package is called wrk)"
 
 WRK_SCRIPT: Final = """\
-local method, key_count = "{method}", {key_count}
+local method, keys = "{method}", {{{keys}}}
 local body, headers = nil, {{}}
 if method == "PUT" then
   body = string.rep("v", {value_bytes})
   headers["Content-Type"] = "application/octet-stream"
 end
 function request()
-  local path = string.format("/v1/kv/bench:%06d", math.random(0, key_count - 1))
-  return wrk.format(method, path, headers, body)
-end
-function done(summary, latency, requests)
-  local e = summary.errors
-  io.write(string.format("\\nFIGURES %d %d %d %d %d\\n", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99),
-    e.connect + e.read + e.write + e.status + e.timeout))
+  return wrk.format(method, "/v1/kv/" .. keys[math.random(#keys)], headers, body)
 end
 """
-
-
-class PhaseFailed(Exception):
-    """A phase whose figures would mean nothing; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +52,11 @@ class Target:
     http_url: str
     directory: Path
     """For a script."""
-    keys: list[str]
+    keys: Sequence[str]
     """All that are stored, in random order."""
+    value: bytes = VALUE
 
-    def draw(self, count: int) -> list[str]:
+    def draw(self, count: int) -> Sequence[str]:
         """Random keys: neighbours in a random order, which costs the client almost nothing."""
         start = random.randrange(len(self.keys) - count + 1)
         return self.keys[start : start + count]
@@ -86,29 +71,30 @@ def shuffled_keys(count: int) -> list[str]:
 
 def load_all(target: Target) -> None:
     """Store every key once, which also warms up the nodes."""
-    for start in range(0, len(target.keys), LOAD_KEYS):
-        target.client.put_many(dict.fromkeys(target.keys[start : start + LOAD_KEYS], VALUE))
+    count = max(1, LOAD_BYTES // len(target.value))
+    for start in range(0, len(target.keys), count):
+        target.client.put_many(dict.fromkeys(target.keys[start : start + count], target.value))
 
 
 def put(target: Target, seconds: float) -> Timing:
     """One key at a time."""
-    client, keys = target.client, target.keys
-    return _repeat(lambda: client.put(random.choice(keys), VALUE), seconds)
+    client, keys, value = target.client, target.keys, target.value
+    return repeat(lambda: client.put(random.choice(keys), value), seconds)
 
 
 def get(target: Target, seconds: float) -> Timing:
     """One key at a time."""
     client, keys = target.client, target.keys
-    return _repeat(lambda: client.get(random.choice(keys)), seconds)
+    return repeat(lambda: client.get(random.choice(keys)), seconds)
 
 
 def put_many(count: int, target: Target, seconds: float) -> Timing:
     """Many keys a call, one call at a time."""
 
     def call() -> None:
-        target.client.put_many(dict.fromkeys(target.draw(count), VALUE))
+        target.client.put_many(dict.fromkeys(target.draw(count), target.value))
 
-    return _repeat(call, seconds, count)
+    return repeat(call, seconds, count)
 
 
 def get_many(count: int, target: Target, seconds: float) -> Timing:
@@ -118,102 +104,58 @@ def get_many(count: int, target: Target, seconds: float) -> Timing:
         found = target.client.get_many(target.draw(count))
         assert len(found) == count
 
-    return _repeat(call, seconds, count)
+    return repeat(call, seconds, count)
 
 
-def _repeat(call: Callable[[], object], seconds: float, keys_per_call: int = 1) -> Timing:
-    latencies_s: list[float] = []
-    clock = time.perf_counter
-    begun = now = clock()
-    while now < begun + seconds:
-        before = now
-        call()
-        now = clock()
-        latencies_s.append(now - before)
-    return timing_of(latencies_s, now - begun, keys_per_call)
+@asynccontextmanager
+async def calling(
+    call: Callable[[Target, AsyncClient], Awaitable[object]], target: Target
+) -> AsyncIterator[Call]:
+    """A client of its own that makes the call."""
+    async with kvstore.connect_async(target.url) as client:
+        yield lambda: call(target, client)
+
+
+def one_put(target: Target, client: AsyncClient) -> Awaitable[object]:
+    """Of a random key."""
+    return client.put(random.choice(target.keys), target.value)
+
+
+def one_get(target: Target, client: AsyncClient) -> Awaitable[object]:
+    """Of a random key."""
+    return client.get(random.choice(target.keys))
+
+
+def one_incr(target: Target, client: AsyncClient) -> Awaitable[object]:
+    """Of the one counter."""
+    return client.incr(COUNTER)
 
 
 def tasks_put(target: Target, seconds: float) -> Timing:
     """One client, many tasks, each with one key at a time."""
-
-    async def call(client: AsyncClient) -> None:
-        await client.put(random.choice(target.keys), VALUE)
-
-    return asyncio.run(_repeat_in_tasks(call, target.url, seconds))
+    return in_tasks(calling(one_put, target), seconds)
 
 
 def tasks_get(target: Target, seconds: float) -> Timing:
     """One client, many tasks, each with one key at a time."""
-
-    async def call(client: AsyncClient) -> None:
-        await client.get(random.choice(target.keys))
-
-    return asyncio.run(_repeat_in_tasks(call, target.url, seconds))
+    return in_tasks(calling(one_get, target), seconds)
 
 
 def incr(target: Target, seconds: float) -> Timing:
     """One key, again and again."""
-    return _repeat(lambda: target.client.incr(COUNTER), seconds)
+    return repeat(lambda: target.client.incr(COUNTER), seconds)
 
 
-def tasks_incr(target: Target, seconds: float) -> Timing:
+def tasks_incr(tasks: int, target: Target, seconds: float) -> Timing:
     """One key by many tasks: each increment is judged on top of those that are in flight."""
-
-    async def call(client: AsyncClient) -> None:
-        await client.incr(COUNTER)
-
-    return asyncio.run(_repeat_in_tasks(call, target.url, seconds, INCR_TASKS))
-
-
-async def _repeat_in_tasks(
-    call: Callable[[AsyncClient], Awaitable[None]], url: str, seconds: float, tasks: int = TASKS
-) -> Timing:
-    latencies_s: list[float] = []
-    clock = time.perf_counter
-
-    async with kvstore.connect_async(url) as client:
-
-        async def work(end: float) -> None:
-            now = clock()
-            while now < end:
-                before = now
-                await call(client)
-                now = clock()
-                latencies_s.append(now - before)
-
-        await asyncio.gather(*(call(client) for _ in range(tasks)))  # connects, untimed
-        begun = clock()
-        await asyncio.gather(*(work(begun + seconds) for _ in range(tasks)))
-        return timing_of(latencies_s, clock() - begun)
+    return in_tasks(calling(one_incr, target), seconds, tasks)
 
 
 def http(method: str, target: Target, seconds: float) -> Timing:
     """By wrk over some connections to one node, which forwards what others lead."""
-    wrk = shutil.which("wrk")
-    assert wrk is not None
-    script = target.directory / f"{method.lower()}.lua"
-    script.write_text(
-        WRK_SCRIPT.format(method=method, key_count=len(target.keys), value_bytes=len(VALUE))
-    )
-    duration = f"-d{ceil(seconds)}s"  # it knows whole seconds only
-    command = [wrk, "-t1", f"-c{WRK_CONNECTIONS}", duration, "-s", str(script), target.http_url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return wrk_timing(done.stdout + done.stderr)
-
-
-def wrk_timing(output: str) -> Timing:
-    """From the line that our script prints.
-
-    Raises:
-        PhaseFailed: there is none, or requests failed.
-    """
-    lines = [line.split()[1:] for line in output.splitlines() if line.startswith("FIGURES ")]
-    if not lines:
-        raise PhaseFailed(f"wrk gave no figures:\n{output}")
-    requests, duration_us, p50_us, p99_us, errors = map(int, lines[0])
-    if errors or not requests:
-        raise PhaseFailed(f"{errors} of {requests} requests failed:\n{output}")
-    return Timing(requests, duration_us / 1e6, p50_us / 1e3, p99_us / 1e3)
+    keys = ",".join(f'"{key}"' for key in target.keys[:WRK_KEYS_MAX])
+    script = WRK_SCRIPT.format(method=method, keys=keys, value_bytes=len(target.value))
+    return run_wrk(script, target.http_url, target.directory, seconds)
 
 
 PHASES: Final[dict[str, Callable[[Target, float], Timing]]] = {
@@ -226,7 +168,7 @@ PHASES: Final[dict[str, Callable[[Target, float], Timing]]] = {
     f"put-{TASKS}-tasks": tasks_put,
     f"get-{TASKS}-tasks": tasks_get,
     "incr-one-key": incr,
-    f"incr-one-key-{INCR_TASKS}-tasks": tasks_incr,
+    f"incr-one-key-{INCR_TASKS}-tasks": partial(tasks_incr, INCR_TASKS),
     "http-put": partial(http, "PUT"),
     "http-get": partial(http, "GET"),
 }
