@@ -73,6 +73,14 @@ bench-membership: $(VENV)/installed ## measure what clients notice while nodes j
 bench-overload: $(VENV)/installed ## measure five times the load that saturates, and a kill in it
 	@$(BIN)/python -m scripts.bench_overload
 
+.PHONY: bench-gossip
+bench-gossip: $(VENV)/installed ## the tables of docs/gossip.md: gossip by cluster size, in virtual time
+	@$(BIN)/python -m scripts.bench_gossip
+
+.PHONY: bench-placement
+bench-placement: $(VENV)/installed ## the tables of docs/decisions/0002: balance and movement by cluster size
+	@$(BIN)/python -m scripts.placement_table
+
 SEEDS ?= 0:200
 .PHONY: simulate
 simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000

@@ -35,34 +35,30 @@ class MemberUpdate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     accuser: NodeId = 0
 
 
-class Member:
-    """The present belief about one member; ``state_since_ms`` by this node's own clock."""
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """The present belief about one member; ``state_since_ms`` by this node's own clock.
 
-    __slots__ = ("incarnation", "node", "state", "state_since_ms")
+    Never changed but replaced, so that all of whom nothing was heard yet share one.
+    """
 
-    def __init__(self, node: NodeId, now_ms: int) -> None:
-        self.node = node
-        self.incarnation = 0
-        self.state = MemberState.ALIVE
-        self.state_since_ms = now_ms
+    incarnation: int
+    state: MemberState
+    state_since_ms: int
 
     def loses_to(self, update: MemberUpdate) -> bool:
         """Whether ``update`` is the stronger belief."""
         return (update.incarnation, update.state) > (self.incarnation, self.state)
 
-    def take(self, update: MemberUpdate, now_ms: int) -> bool:
-        """Believe ``update``; returns whether the state is another one now."""
+    def after(self, update: MemberUpdate, now_ms: int) -> Member:
+        """The belief once ``update`` is believed."""
         assert self.loses_to(update), "a belief is only replaced by a stronger one"
-        changed = update.state is not self.state
-        self.incarnation = update.incarnation
-        self.state = update.state
-        if changed:
-            self.state_since_ms = now_ms
-        return changed
+        since_ms = self.state_since_ms if update.state is self.state else now_ms
+        return Member(update.incarnation, update.state, since_ms)
 
-    def update(self, accuser: NodeId = 0) -> MemberUpdate:
-        """The belief, to be passed on."""
-        return MemberUpdate(self.node, self.incarnation, self.state, accuser)
+
+def presumed_alive(now_ms: int) -> Member:
+    """Of whom nothing was heard yet."""
+    return Member(0, MemberState.ALIVE, now_ms)
 
 
 class MemberEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):

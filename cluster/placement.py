@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import mmh3
 import msgspec
 
+from cluster.augment import Flow
 from cluster.ring import Ring, clock_times
 from cluster.shares import ZoneRule, primary_shares, replica_shares, zone_rule
 from cluster.topology import ACTIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Iterator, Sequence
 
     from cluster.ballot import NodeId
     from cluster.topology import Node, Topology
@@ -182,50 +182,23 @@ class _Matching:
     def make_room(self, slot: int) -> None:
         """All that the zones admit are full: shift other slots along a row to one with room.
 
-        Rare, for it takes weights and zones at odds. If no row of shifts ends well, the node that
-        is least above its limit holds one slot more.
+        Rare, for it takes weights and zones at odds. There is always one: the shares themselves
+        are a placement that keeps all limits, in fractions.
         """
-        first = self.admitted(self.owners[slot].keys(), self.zones)
-        came: dict[NodeId, tuple[int, NodeId | None]] = dict.fromkeys(first, (slot, None))
-        taker: NodeId | None = self.reach_room(slot, came)
-        if taker is None:
-            taker = min(first, key=lambda node: len(self.holds[node]) - self.limits[node])
-            self.limits[taker] += 1
-        while taker is not None:
-            given, giver = came[taker]
-            if giver is not None:
-                self.holds[giver].remove((-self.owners[given].pop(giver), -given))
-                heapify(self.holds[giver])
-            self.owners[given][taker] = _FAR
-            heappush(self.holds[taker], (-_FAR, -given))
-            taker = giver
-
-    def reach_room(self, slot: int, came: dict[NodeId, tuple[int, NodeId | None]]) -> NodeId | None:
-        """Breadth-first from the full nodes in ``came`` to one with room; ``came`` keeps the way.
-
-        No slot is shifted twice in one row, so that its zones need no second look.
-        """
-        shifted: dict[int, NodeId | None] = {slot: None}
-        queue = deque(came)
-        while queue and len(came) < len(self.zones):
-            node = queue.popleft()
-            for other in [-negative for _, negative in self.holds[node]]:
-                if shifted.setdefault(other, node) != node:
-                    continue
-                unseen = [heir for heir in self.zones if heir not in came]
-                for heir in self.admitted(self.owners[other].keys() - {node}, unseen):
-                    if heir not in self.owners[other]:
-                        came[heir] = (other, node)
-                        queue.append(heir)
-                        if len(self.holds[heir]) < self.limits[heir]:
-                            return heir
-        return None
-
-    def admitted(self, owners: AbstractSet[NodeId], nodes: Iterable[NodeId]) -> list[NodeId]:
-        """Those of ``nodes`` that could join these owners."""
-        taken = [self.zones[owner] for owner in owners]
-        zones = {zone for zone in set(self.zones.values()) if self.rule.admits(zone, taken)}
-        return [node for node in nodes if node not in owners and self.zones[node] in zones]
+        flow = Flow(
+            self.zones,
+            self.rule,
+            self.owners,
+            lambda node: [-negative for _, negative in self.holds[node]],
+            lambda node: len(self.holds[node]) < self.limits[node],
+        )
+        for shifted, node, gained in flow.row(slot):
+            if gained:
+                self.owners[shifted][node] = _FAR
+                self.holds[node].append((-_FAR, -shifted))
+            else:
+                self.holds[node].remove((-self.owners[shifted].pop(node), -shifted))
+            heapify(self.holds[node])
 
     def walk(self, slot: int) -> Iterator[tuple[int, NodeId]]:
         """Distance and node in walk order: the slot's own arc, then the ring behind it."""

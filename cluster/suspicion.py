@@ -9,9 +9,12 @@ have come. In a cluster too small for independent accusers the shortest time hol
 from __future__ import annotations
 
 import math
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cluster.ballot import NodeId
 
 
@@ -50,15 +53,15 @@ class Suspicion:
         timeout_ms_max: int,
     ) -> None:
         self.accusers = {accuser}
-        self.since_ms = now_ms
+        self._since_ms = now_ms
         self._expected = expected
         self._timeout_ms_min = timeout_ms_min
         self._timeout_ms_max = timeout_ms_max
-
-    @property
-    def due_ms(self) -> int:
+        self.due_ms = self._due_ms()
         """When the member is declared dead, unless it answers."""
-        return self.since_ms + suspicion_timeout_ms(
+
+    def _due_ms(self) -> int:
+        return self._since_ms + suspicion_timeout_ms(
             len(self.accusers) - 1,
             expected=self._expected,
             timeout_ms_min=self._timeout_ms_min,
@@ -70,4 +73,72 @@ class Suspicion:
         if accuser in self.accusers or len(self.accusers) > self._expected:
             return False
         self.accusers.add(accuser)
+        self.due_ms = self._due_ms()
         return True
+
+    def delay(self, time_ms: int) -> None:
+        """So much more time to answer."""
+        self._since_ms += time_ms
+        self.due_ms = self._due_ms()
+
+
+class Suspicions:
+    """All accused members, the first to be declared dead first; a look costs nothing per member.
+
+    A deadline that has moved, or whose member was acquitted, stays in the heap until it is reached.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[NodeId, Suspicion] = {}
+        self._due: list[tuple[int, NodeId]] = []
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return iter(self._of)
+
+    def accuser(self, node: NodeId) -> NodeId:
+        """One who has accused this member; 0 if it is not accused."""
+        suspicion = self._of.get(node)
+        return min(suspicion.accusers) if suspicion is not None else 0
+
+    def begin(self, node: NodeId, suspicion: Suspicion) -> None:
+        """A member is accused anew."""
+        self._of[node] = suspicion
+        heappush(self._due, (suspicion.due_ms, node))
+
+    def confirm(self, node: NodeId, accuser: NodeId) -> bool:
+        """See `Suspicion.confirm`."""
+        suspicion = self._of[node]
+        if not suspicion.confirm(accuser):
+            return False
+        heappush(self._due, (suspicion.due_ms, node))
+        return True
+
+    def end(self, node: NodeId) -> None:
+        """Not accused (any more)."""
+        self._of.pop(node, None)
+
+    def delay(self, time_ms: int) -> None:
+        """So much more time for all of them."""
+        for suspicion in self._of.values():
+            suspicion.delay(time_ms)
+        self._due = [(suspicion.due_ms, node) for node, suspicion in self._of.items()]
+        heapify(self._due)
+
+    def next_due_ms(self) -> int | None:
+        """When `overdue` has somebody next, if nothing changes."""
+        due = self._due
+        while due:
+            due_ms, node = due[0]
+            suspicion = self._of.get(node)
+            if suspicion is not None and suspicion.due_ms == due_ms:
+                return due_ms
+            heappop(due)
+        return None
+
+    def overdue(self, now_ms: int) -> NodeId | None:
+        """A member whose time to answer is over."""
+        due_ms = self.next_due_ms()
+        return self._due[0][1] if due_ms is not None and due_ms <= now_ms else None

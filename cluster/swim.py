@@ -9,9 +9,9 @@ that what was lost on the way is mended without a second kind of message.
 
 Sources: Das, Gupta and Motivala, SWIM, DSN 2002; Dadgar, Phillips and Currey, Lifeguard,
 arXiv:1707.00788 (local health, suspicion by confirmation, the buddy rule: who is probed while it is
-suspected is told so in that very message). The cost per node and period does not depend on the
-number of members. The rota is SWIM's: shuffled, each member once in a round, so that a silent
-member is found within one round.
+suspected is told so in that very message). Neither the messages of a node and period nor the work
+for one of them depend on the number of members (`docs/gossip.md`). The rota is SWIM's: each member
+once in a round, in random order (`cluster.rota`).
 
 Two deviations. Dead members are still probed now and then, because the topology still lists them
 and a healed cut must be noticed. And a node that finds itself late (it was frozen, its clock
@@ -22,16 +22,16 @@ Nothing here decides safety: a wrong verdict costs a detour, never data.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cluster.awareness import Awareness
 from cluster.ballot import NodeId
-from cluster.broadcasts import Broadcasts
-from cluster.members import Member, MemberEvent, MemberState, MemberUpdate
-from cluster.suspicion import Suspicion
+from cluster.broadcasts import ACCUSATION_SENDS_LESS, CONFIRMATION_SENDS, Broadcasts
+from cluster.members import Member, MemberEvent, MemberState, MemberUpdate, presumed_alive
+from cluster.rota import Chance, Rota
+from cluster.suspicion import Suspicion, Suspicions
 from cluster.swim_messages import GossipMessage, Ping, PingAck, PingNack, PingReq
 
 if TYPE_CHECKING:
@@ -40,16 +40,6 @@ if TYPE_CHECKING:
     from cluster.swim_settings import SwimSettings
 
 Sends = list[tuple[NodeId, GossipMessage]]
-
-
-class Chance(Protocol):
-    """A seeded generator (`random.Random`)."""
-
-    def shuffle(self, x: list[NodeId], /) -> None:
-        """Put into a random order."""
-
-    def randrange(self, stop: int, /) -> int:
-        """A number from 0 to below ``stop``."""
 
 
 class Probe(msgspec.Struct, gc=False):
@@ -85,16 +75,15 @@ class Swim:
         self.incarnation = 0
         self._settings = settings
         self._rng = rng
-        self._members: dict[NodeId, Member] = {me: Member(me, now_ms)}
+        self._members: dict[NodeId, Member] = {me: presumed_alive(now_ms)}
+        self._gone: list[NodeId] = []
         self._awareness = Awareness(settings.health_score_max)
         self._broadcasts = Broadcasts()
-        self._suspicions: dict[NodeId, Suspicion] = {}
+        self._suspicions = Suspicions()
         self._probes: dict[int, Probe] = {}
         self._relays: dict[int, Relay] = {}
         self._events: list[MemberEvent] = []
-        self._rota: list[NodeId] = []
-        self._rota_at = 0
-        self._sync_at = 0
+        self._rota = Rota(rng)
         self._number = 0
         self._period_due_ms = now_ms
         self._dead_due_ms = 0
@@ -121,32 +110,36 @@ class Swim:
         return events
 
     def next_due_ms(self) -> int:
-        """When `tick` must be called next."""
+        """When `tick` must be called next; a message may bring that forward."""
         due = [self._period_due_ms]
         due += [
             probe.due_ms if probe.asked else probe.indirect_due_ms
             for probe in self._probes.values()
         ]
-        due += [suspicion.due_ms for suspicion in self._suspicions.values()]
         due += [relay.due_ms for relay in self._relays.values()]
+        suspicion_due_ms = self._suspicions.next_due_ms()
+        if suspicion_due_ms is not None:
+            due.append(suspicion_due_ms)
         return min(due)
 
     # -- who is in ---------------------------------------------------------------------------------
 
     def join(self, nodes: Iterable[NodeId], now_ms: int) -> None:
         """These are members too (the topology says so); presumed alive."""
-        for node in nodes:
-            if node not in self._members:
-                self._members[node] = Member(node, now_ms)
-                self._rota.insert(self._rng.randrange(len(self._rota) + 1), node)
+        newcomers = dict.fromkeys(nodes, presumed_alive(now_ms))
+        for node in newcomers.keys() & self._members.keys():
+            del newcomers[node]
+        self._members |= newcomers
+        self._rota.add(newcomers)
 
     def remove(self, node: NodeId) -> None:
         """This is no member any more."""
         assert node != self.me
         del self._members[node]
         self._rota.remove(node)
-        self._rota_at = min(self._rota_at, len(self._rota))
-        self._suspicions.pop(node, None)
+        if node in self._gone:
+            self._gone.remove(node)
+        self._suspicions.end(node)
         self._broadcasts.drop(node)
         self._probes = {n: p for n, p in self._probes.items() if p.target != node}
 
@@ -175,10 +168,9 @@ class Swim:
             if now_ms >= relay.due_ms:
                 del self._relays[number]
                 sends.append((relay.origin, PingNack(relay.number, self._news())))
-        for node, suspicion in list(self._suspicions.items()):
-            if now_ms >= suspicion.due_ms:
-                incarnation = self._members[node].incarnation
-                self._believe(MemberUpdate(node, incarnation, MemberState.DEAD, self.me), now_ms)
+        while (node := self._suspicions.overdue(now_ms)) is not None:
+            incarnation = self._members[node].incarnation
+            self._believe(MemberUpdate(node, incarnation, MemberState.DEAD, self.me), now_ms)
         if now_ms >= self._period_due_ms:
             period_ms = self._awareness.stretch_ms(self._settings.probe_interval_ms)
             self._period_due_ms = now_ms + period_ms
@@ -194,8 +186,7 @@ class Swim:
         for probe in self._probes.values():
             probe.indirect_due_ms += late_ms
             probe.due_ms += late_ms
-        for suspicion in self._suspicions.values():
-            suspicion.since_ms += late_ms
+        self._suspicions.delay(late_ms)
 
     def _begin_period(self, now_ms: int) -> Sends:
         sends: Sends = []
@@ -204,9 +195,8 @@ class Swim:
             sends += self._probe(target, now_ms)
         if now_ms >= self._dead_due_ms:
             self._dead_due_ms = now_ms + self._settings.dead_probe_interval_ms
-            dead = [n for n, m in self._members.items() if m.state >= MemberState.DEAD]
-            if dead:
-                node = dead[self._rng.randrange(len(dead))]
+            if self._gone:
+                node = self._gone[self._rng.randrange(len(self._gone))]
                 sends.append((node, Ping(self._next_number(), self._news(node))))
         return sends
 
@@ -214,11 +204,7 @@ class Swim:
         """The next in the rota that is not known to be gone and not being probed already."""
         probed = self._probed()
         for _ in range(len(self._rota)):
-            if self._rota_at >= len(self._rota):
-                self._rota_at = 0
-                self._rng.shuffle(self._rota)
-            node = self._rota[self._rota_at]
-            self._rota_at += 1
+            node = self._rota.next()
             if self._members[node].state < MemberState.DEAD and node not in probed:
                 return node
         return None
@@ -249,7 +235,7 @@ class Swim:
                 MemberUpdate(probe.target, member.incarnation, MemberState.SUSPECT, self.me), now_ms
             )
         elif member.state is MemberState.SUSPECT:
-            self._confirm(member, self.me)
+            self._confirm(probe.target, self.me)
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -258,7 +244,9 @@ class Swim:
         if sender not in self._members or self._left:
             return []
         for update in message.updates:
-            self._hear(update, now_ms)
+            member = self._members.get(update.node)
+            if member is not None and update.incarnation >= member.incarnation:
+                self._hear(update, member, now_ms)
         match message:
             case Ping(number=number):
                 return [(sender, PingAck(number, self._news(sender)))]
@@ -298,48 +286,54 @@ class Swim:
 
     # -- beliefs ----------------------------------------------------------------------------------
 
-    def _hear(self, update: MemberUpdate, now_ms: int) -> None:
-        member = self._members.get(update.node)
-        if member is None:
-            return
+    def _hear(self, update: MemberUpdate, member: Member, now_ms: int) -> None:
         if update.node == self.me:
-            self._refute(update)
+            self._refute(update, now_ms)
         elif member.loses_to(update):
             self._believe(update, now_ms)
         elif (
             update.state is MemberState.SUSPECT is member.state
             and update.incarnation == member.incarnation
         ):
-            self._confirm(member, update.accuser)
+            self._confirm(update.node, update.accuser)
 
-    def _refute(self, update: MemberUpdate) -> None:
+    def _refute(self, update: MemberUpdate, now_ms: int) -> None:
         """Whatever others say of this node, it lives: said under a higher incarnation."""
-        me = self._members[self.me]
-        if not me.loses_to(update):
+        if not self._members[self.me].loses_to(update):
             return
         if update.state is not MemberState.ALIVE:
             self._awareness.add(1)
-        self.incarnation = me.incarnation = update.incarnation + 1
-        self._broadcasts.put(me.update())
+        self.incarnation = update.incarnation + 1
+        lives = MemberUpdate(self.me, self.incarnation, MemberState.ALIVE)
+        self._members[self.me] = self._members[self.me].after(lives, now_ms)
+        self._broadcasts.put(lives)
 
-    def _confirm(self, member: Member, accuser: NodeId) -> None:
-        if self._suspicions[member.node].confirm(accuser):
-            self._broadcasts.put(member.update(accuser))
+    def _confirm(self, node: NodeId, accuser: NodeId) -> None:
+        if self._suspicions.confirm(node, accuser):
+            sends = self._settings.sends_max(len(self._members)) - CONFIRMATION_SENDS
+            self._broadcasts.put_more(self._update(node, accuser), sends=sends)
 
     def _believe(self, update: MemberUpdate, now_ms: int) -> None:
-        member = self._members[update.node]
-        if member.take(update, now_ms):
-            self._events.append(MemberEvent(member.node, member.state))
-        self._broadcasts.put(update)
-        if member.state is not MemberState.SUSPECT:
-            self._suspicions.pop(member.node, None)
-            return
+        node, before = update.node, self._members[update.node]
+        self._members[node] = member = before.after(update, now_ms)
+        if member.state is not before.state:
+            self._events.append(MemberEvent(node, member.state))
+            if before.state >= MemberState.DEAD > member.state:
+                self._gone.remove(node)
+            elif member.state >= MemberState.DEAD > before.state:
+                self._gone.append(node)
+        self._suspicions.end(node)
+        suspect = member.state is MemberState.SUSPECT
+        self._broadcasts.put(update, sends=ACCUSATION_SENDS_LESS if suspect else 0)
+        if suspect:
+            self._suspicions.begin(node, self._suspicion(update.accuser, now_ms))
+
+    def _suspicion(self, accuser: NodeId, now_ms: int) -> Suspicion:
         settings = self._settings
-        others = sum(m.state < MemberState.DEAD for m in self._members.values()) - 2
-        timeout_ms = settings.suspicion_periods * settings.probe_interval_ms
-        timeout_ms = int(timeout_ms * max(1.0, math.log10(len(self._members))))
-        self._suspicions[member.node] = Suspicion(
-            update.accuser,
+        others = len(self._members) - len(self._gone) - 2
+        timeout_ms = settings.suspicion_ms(len(self._members))
+        return Suspicion(
+            accuser,
             now_ms,
             expected=settings.confirmations if others >= settings.confirmations else 0,
             timeout_ms_min=timeout_ms,
@@ -351,23 +345,21 @@ class Swim:
     def _news(self, receiver: NodeId | None = None) -> list[MemberUpdate]:
         """What rides on a message: fresh news, one entry in turn, and the receiver's own state."""
         settings = self._settings
-        sends_max = settings.sends_per_magnitude * math.ceil(math.log10(len(self._members) + 1))
+        sends_max = settings.sends_max(len(self._members))
         updates = self._broadcasts.take(settings.updates_per_message, sends_max=sends_max)
         told = {update.node for update in updates}
-        extra = [self._in_turn()]
+        in_turn = self._rota.next_told()
+        extra = [self.me if in_turn is None else in_turn]
         if receiver is not None and self._members[receiver].state is not MemberState.ALIVE:
             extra.append(receiver)
         for node in dict.fromkeys(extra):
             if node not in told:
-                suspicion = self._suspicions.get(node)
-                accuser = min(suspicion.accusers) if suspicion is not None else 0
-                updates.append(self._members[node].update(accuser))
+                updates.append(self._update(node, self._suspicions.accuser(node)))
         return updates
 
-    def _in_turn(self) -> NodeId:
-        """The next member of the table, this node included."""
-        self._sync_at = (self._sync_at + 1) % (len(self._rota) + 1)
-        return self.me if self._sync_at == len(self._rota) else self._rota[self._sync_at]
+    def _update(self, node: NodeId, accuser: NodeId) -> MemberUpdate:
+        member = self._members[node]
+        return MemberUpdate(node, member.incarnation, member.state, accuser)
 
     def _helpers(self, without: set[NodeId]) -> list[NodeId]:
         """A few random members that may answer; O(helpers) in large clusters."""
@@ -375,7 +367,7 @@ class Swim:
         for _ in range(4 * self._settings.indirect_probes):
             if not self._rota or len(chosen) == self._settings.indirect_probes:
                 break
-            node = self._rota[self._rng.randrange(len(self._rota))]
+            node = self._rota.any()
             if node in without or self._members[node].state is not MemberState.ALIVE:
                 continue
             without.add(node)
@@ -390,11 +382,14 @@ class Swim:
         return self._number
 
     def check(self) -> None:
-        """Assert the invariants."""
-        suspects = {n for n, m in self._members.items() if m.state is MemberState.SUSPECT}
+        """Assert the invariants; O(members)."""
+        self._rota.check()
+        states = {node: member.state for node, member in self._members.items()}
+        suspects = {node for node, state in states.items() if state is MemberState.SUSPECT}
         assert set(self._suspicions) == suspects, "each suspect, and nobody else, has a time limit"
-        assert sorted(self._rota) == sorted(n for n in self._members if n != self.me)
-        assert self._left or self._members[self.me].state is MemberState.ALIVE
+        assert {*self._rota} == self._members.keys() - {self.me}
+        assert {*self._gone} == {n for n, s in states.items() if s >= MemberState.DEAD}
+        assert self._left or states[self.me] is MemberState.ALIVE
         assert self._members[self.me].incarnation == self.incarnation
         assert len(self._broadcasts) <= len(self._members)
         assert len(self._probes) <= len(self._members)

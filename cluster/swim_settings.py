@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from math import ceil, log10
+
 import msgspec
+
+from cluster.broadcasts import ACCUSATION_SENDS_LESS, CONFIRMATION_SENDS
 
 
 class SwimSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +31,8 @@ class SwimSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Independent confirmations that bring the time to answer down to its shortest."""
     sends_per_magnitude: int = 4
     """Each piece of news is sent this often for each digit of the number of members."""
-    updates_per_message: int = 16
-    """News in one message: bounds its size."""
+    updates_per_message: int = 32
+    """News in one message: of at most 25 bytes each, so that it fits the smallest IPv6 packet."""
     dead_probe_interval_ms: int = 1_000
     """How often one of the dead is probed."""
     health_score_max: int = 7
@@ -40,3 +44,12 @@ class SwimSettings(msgspec.Struct, frozen=True, kw_only=True):
         assert self.indirect_probes >= 0
         assert self.suspicion_periods >= 1
         assert self.suspicion_stretch >= 1
+        assert self.sends_per_magnitude > max(ACCUSATION_SENDS_LESS, CONFIRMATION_SENDS)
+
+    def sends_max(self, members: int) -> int:
+        """How often a node sends one piece of news."""
+        return self.sends_per_magnitude * ceil(log10(members + 1))
+
+    def suspicion_ms(self, members: int) -> int:
+        """The shortest time to answer an accusation."""
+        return int(self.suspicion_periods * self.probe_interval_ms * max(1.0, log10(members)))

@@ -9,7 +9,7 @@ sender is at (`kvstore.node.spreading`).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvstore.wire.protocol import Gossip
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from cluster.swim import Swim
     from cluster.swim_messages import GossipMessage
     from kvstore.node.peers import Peers
+
+
+TICK_MS_MIN: Final = 10
+"""Between two looks at what is due: much less than any wait of gossip."""
 
 
 class GossipDriver:
@@ -49,6 +53,7 @@ class GossipDriver:
         self._now_ms = now_ms
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._due_ms = 0
         self._closed = False
 
     def start(self) -> None:
@@ -58,17 +63,29 @@ class GossipDriver:
     def receive(self, sender: NodeId, message: GossipMessage) -> None:
         """A message of another node; the answer leaves at once."""
         self._send(self.swim.on_message(sender, message, self._now_ms()))
+        self._arm()
 
     def unreachable(self, node: NodeId) -> None:
         """The transport says that nobody is there."""
         self._send(self.swim.on_unreachable(node, self._now_ms()))
+        self._arm()
 
     def _tick(self) -> None:
         if self._closed:
             return
-        now_ms = self._now_ms()
-        self._send(self.swim.tick(now_ms))
-        wait_ms = max(self.swim.next_due_ms() - now_ms, 10)
+        self._timer = None
+        self._send(self.swim.tick(self._now_ms()))
+        self._arm()
+
+    def _arm(self) -> None:
+        """Call `_tick` when the next thing is due: a message may have brought that forward."""
+        due_ms = self.swim.next_due_ms()
+        if self._closed or (self._timer is not None and self._due_ms <= due_ms):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_ms = due_ms
+        wait_ms = max(due_ms - self._now_ms(), TICK_MS_MIN)
         self._timer = self._loop.call_later(wait_ms / 1_000, self._tick)
 
     def _send(self, messages: Iterable[tuple[NodeId, GossipMessage]]) -> None:

@@ -34,19 +34,17 @@ def tick_until(swim: Swim, end_ms: int) -> list[tuple[int, object]]:
 
 def test_a_silent_member_is_probed_then_by_others_then_suspected_then_dead() -> None:
     swim = make_swim(2, 3)
-    swim._rota = [2, 3]
     [(target, ping)] = swim.tick(0)
-    assert target == 2
     assert isinstance(ping, Ping)
     [(helper, request)] = swim.tick(50)
-    assert helper == 3
+    assert {target, helper} == {2, 3}
     assert isinstance(request, PingReq)
-    assert (request.number, request.target) == (ping.number, 2)
-    assert swim.state(2) is ALIVE
+    assert (request.number, request.target) == (ping.number, target)
+    assert swim.state(target) is ALIVE
     swim.tick(100)
-    assert swim.take_events() == [MemberEvent(2, SUSPECT)]
+    assert swim.take_events() == [MemberEvent(target, SUSPECT)]
     tick_until(swim, 700)
-    assert MemberEvent(2, DEAD) in swim.take_events()
+    assert MemberEvent(target, DEAD) in swim.take_events()
 
 
 def test_an_ack_through_a_helper_clears_the_target() -> None:
