@@ -79,14 +79,14 @@ def place(topology: Topology) -> Placement:
     ring = Ring(topology.slot_count, (6 + 2.5 * replicas) / sum(rates.values()))
     ring.update(rates)
     zones = {node.id: node.zone for node in nodes}
-    owners = _Matching(ring, zones, rule, replicas, _limits(nodes, held)).run()
-    led_by = _Leading(owners, _limits(nodes, led)).run()
+    owners = _Matching(ring, zones, rule, replicas, limits_of(nodes, held)).run()
+    led_by = _Leading(owners, limits_of(nodes, led)).run()
     if any(seat != node for seat, node in seated.items()):
         led_by = [tuple(seated[seat] for seat in slot) for slot in led_by]
     return Placement(topology.epoch, led_by)
 
 
-def _limits(nodes: Sequence[Node], shares: Sequence[float]) -> dict[NodeId, int]:
+def limits_of(nodes: Sequence[Node], shares: Sequence[float]) -> dict[NodeId, int]:
     """The most that each node takes.
 
     Where the bound is about to fall by one slot, it falls earlier for some nodes, by a hash of

@@ -138,7 +138,11 @@ class Suspicions:
             heappop(due)
         return None
 
+    def first(self) -> NodeId | None:
+        """The member whose time to answer is over first."""
+        return self._due[0][1] if self.next_due_ms() is not None else None
+
     def overdue(self, now_ms: int) -> NodeId | None:
         """A member whose time to answer is over."""
         due_ms = self.next_due_ms()
-        return self._due[0][1] if due_ms is not None and due_ms <= now_ms else None
+        return self.first() if due_ms is not None and due_ms <= now_ms else None

@@ -13,9 +13,11 @@ suspected is told so in that very message). Neither the messages of a node and p
 for one of them depend on the number of members (`docs/gossip.md`). The rota is SWIM's: each member
 once in a round, in random order (`cluster.rota`).
 
-Two deviations. Dead members are still probed now and then, because the topology still lists them
-and a healed cut must be noticed. And a node that finds itself late (it was frozen, its clock
-jumped) blames itself for the time that it missed: all its deadlines move by as much.
+Three deviations. Dead members are still probed now and then, because the topology still lists them
+and a healed cut must be noticed. Whoever repeats an accusation that was refuted is told so in the
+answer: in a large cluster in trouble not all news reach all. And a node that finds itself late (it
+was frozen, its clock jumped) blames itself for the time that it missed: all its deadlines move by
+as much.
 
 Nothing here decides safety: a wrong verdict costs a detour, never data.
 """
@@ -24,12 +26,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cluster.awareness import Awareness
 from cluster.ballot import NodeId
 from cluster.broadcasts import ACCUSATION_SENDS_LESS, CONFIRMATION_SENDS, Broadcasts
 from cluster.members import Member, MemberEvent, MemberState, MemberUpdate, presumed_alive
+from cluster.probes import Probe, Relay
 from cluster.rota import Chance, Rota
 from cluster.suspicion import Suspicion, Suspicions
 from cluster.swim_messages import GossipMessage, Ping, PingAck, PingNack, PingReq
@@ -40,24 +41,6 @@ if TYPE_CHECKING:
     from cluster.swim_settings import SwimSettings
 
 Sends = list[tuple[NodeId, GossipMessage]]
-
-
-class Probe(msgspec.Struct, gc=False):
-    """A member of which an answer is awaited."""
-
-    target: NodeId
-    indirect_due_ms: int
-    due_ms: int
-    asked: int = 0
-    nacks: int = 0
-
-
-class Relay(msgspec.Struct, frozen=True, gc=False):
-    """A ping made for another node."""
-
-    origin: NodeId
-    number: int
-    due_ms: int
 
 
 class Swim:
@@ -142,13 +125,14 @@ class Swim:
         self._suspicions.end(node)
         self._broadcasts.drop(node)
         self._probes = {n: p for n, p in self._probes.items() if p.target != node}
+        self._relays = {n: r for n, r in self._relays.items() if r.origin != node}
 
     def leave(self, now_ms: int) -> Sends:
         """This node stops on purpose: tells a few others, who tell the rest."""
         self._left = True
         self._believe(MemberUpdate(self.me, self.incarnation, MemberState.LEFT), now_ms)
         number = self._next_number()
-        return [(node, Ping(number, self._news())) for node in self._helpers({self.me})]
+        return [(node, Ping(number, self._news(node))) for node in self._helpers({self.me})]
 
     # -- time -------------------------------------------------------------------------------------
 
@@ -167,7 +151,7 @@ class Swim:
         for number, relay in list(self._relays.items()):
             if now_ms >= relay.due_ms:
                 del self._relays[number]
-                sends.append((relay.origin, PingNack(relay.number, self._news())))
+                sends.append((relay.origin, PingNack(relay.number, self._news(relay.origin))))
         while (node := self._suspicions.overdue(now_ms)) is not None:
             incarnation = self._members[node].incarnation
             self._believe(MemberUpdate(node, incarnation, MemberState.DEAD, self.me), now_ms)
@@ -243,13 +227,18 @@ class Swim:
         """A message of another member. Whoever is none is not listened to."""
         if sender not in self._members or self._left:
             return []
+        refuted: list[NodeId] = []
         for update in message.updates:
             member = self._members.get(update.node)
-            if member is not None and update.incarnation >= member.incarnation:
+            if member is None:
+                continue
+            if update.incarnation >= member.incarnation:
                 self._hear(update, member, now_ms)
+            elif update.state is not MemberState.ALIVE:
+                refuted.append(update.node)
         match message:
             case Ping(number=number):
-                return [(sender, PingAck(number, self._news(sender)))]
+                return [(sender, PingAck(number, self._news(sender, *refuted)))]
             case PingReq(number=number, target=target):
                 return self._on_request(sender, number, target, now_ms)
             case PingAck(number=number):
@@ -342,16 +331,23 @@ class Swim:
 
     # -- small parts ------------------------------------------------------------------------------
 
-    def _news(self, receiver: NodeId | None = None) -> list[MemberUpdate]:
-        """What rides on a message: fresh news, one entry in turn, and the receiver's own state."""
+    def _news(self, receiver: NodeId, *also: NodeId) -> list[MemberUpdate]:
+        """What rides on a message: fresh news, and what this receiver may be lacking.
+
+        That is one entry in turn, its own state if it is accused, and ``also``. The accused whose
+        time is over first is always named, so that whoever knows better can say so.
+        """
         settings = self._settings
         sends_max = settings.sends_max(len(self._members))
         updates = self._broadcasts.take(settings.updates_per_message, sends_max=sends_max)
         told = {update.node for update in updates}
         in_turn = self._rota.next_told()
-        extra = [self.me if in_turn is None else in_turn]
-        if receiver is not None and self._members[receiver].state is not MemberState.ALIVE:
+        extra = [self.me if in_turn is None else in_turn, *also]
+        if self._members[receiver].state is not MemberState.ALIVE:
             extra.append(receiver)
+        accused = self._suspicions.first()
+        if accused is not None:
+            extra.append(accused)
         for node in dict.fromkeys(extra):
             if node not in told:
                 updates.append(self._update(node, self._suspicions.accuser(node)))

@@ -84,12 +84,31 @@ def test_an_accusation_of_this_node_is_refuted_with_a_higher_incarnation() -> No
 
 
 def test_whoever_is_suspected_is_told_so_when_it_is_probed() -> None:
-    swim = make_swim(2)
-    swim.on_message(2, Ping(1, [MemberUpdate(2, 0, SUSPECT, 9)]), 0)
+    swim = make_swim(2, 3)
+    swim.on_message(3, Ping(1, [MemberUpdate(2, 0, SUSPECT, 9)]), 0)
     for _ in range(100):  # long after the news has been sent often enough
-        swim._news()
+        swim._news(3)
     [(_, ack)] = swim.on_message(2, Ping(2, []), 1)
     assert MemberUpdate(2, 0, SUSPECT, 9) in ack.updates
+
+
+def test_whoever_repeats_what_was_refuted_is_told_so_in_the_answer() -> None:
+    swim = make_swim(2, 3)
+    swim.on_message(3, Ping(1, [MemberUpdate(2, 1, ALIVE)]), 0)
+    for _ in range(100):
+        swim._news(3)
+    [(_, ack)] = swim.on_message(3, Ping(2, [MemberUpdate(2, 0, SUSPECT, 9)]), 1)
+    assert MemberUpdate(2, 1, ALIVE) in ack.updates
+
+
+def test_the_accused_whose_time_is_over_first_is_named_in_every_message() -> None:
+    swim = make_swim(*range(2, 40))
+    for node in (7, 8, 9):
+        swim.on_message(3, Ping(1, [MemberUpdate(node, 0, SUSPECT, 3)]), node)
+    for _ in range(100):
+        swim._news(3)
+    for _ in range(50):
+        assert MemberUpdate(7, 0, SUSPECT, 3) in swim._news(3)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +169,15 @@ def test_removed_members_are_forgotten() -> None:
     swim.check()
     tick_until(swim, 2_000)
     swim.check()
+
+
+def test_a_helper_forgets_what_a_removed_member_asked() -> None:
+    swim = make_swim(2, 3)
+    [(_, ping)] = swim.on_message(2, PingReq(77, 3, []), 0)
+    assert isinstance(ping, Ping)
+    swim.remove(2)
+    assert swim.on_message(3, PingAck(ping.number, []), 5) == []
+    assert all(to != 2 for to, _ in swim.tick(30))
 
 
 # -- a cluster -------------------------------------------------------------------------------------

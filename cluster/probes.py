@@ -1,0 +1,25 @@
+"""Questions that are on their way: a node's own, and those that it asks for others."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cluster.ballot import NodeId
+
+
+class Probe(msgspec.Struct, gc=False):
+    """A member of which an answer is awaited."""
+
+    target: NodeId
+    indirect_due_ms: int
+    due_ms: int
+    asked: int = 0
+    nacks: int = 0
+
+
+class Relay(msgspec.Struct, frozen=True, gc=False):
+    """A ping made for another node."""
+
+    origin: NodeId
+    number: int
+    due_ms: int
