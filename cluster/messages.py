@@ -9,11 +9,22 @@ Any message may be lost, late or doubled; each handler must be right then too.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from cluster.ballot import Ballot, NodeId, Position
 from cluster.key_log import Run
+from cluster.limits import SLOT_COUNT_MAX
 from cluster.slot_config import SlotConfig
+
+SlotNumber = Annotated[int, msgspec.Meta(ge=0, le=SLOT_COUNT_MAX)]
+"""Checked while a frame is decoded; the highest one can only be the system slot."""
+
+
+class Malformed(ValueError):
+    """A message that no node of this cluster can have meant: it names a slot that there is not."""
+
 
 Change = tuple[bytes, bytes | None]
 """A key and its record; None where it is absent (rule 8: a delete removes the record)."""
@@ -22,7 +33,7 @@ Change = tuple[bytes, bytes | None]
 class Accept(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """The primary's next operation (R1): ``entry`` is the encoded key-log entry."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     sequence: int
     entry: bytes
@@ -33,7 +44,7 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """All up to ``sequence`` is durable here in this ballot (R2); sent after the fsync."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     sequence: int
 
@@ -41,7 +52,7 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
 class Refuse(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """The sender has promised a higher ballot (R2, R9)."""
 
-    slot: int
+    slot: SlotNumber
     promised: Ballot
 
 
@@ -51,7 +62,7 @@ class Gap(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     ``position`` is None where the sender holds no state; ``left_at`` is then its stub (R15).
     """
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     position: Position | None
     runs: tuple[Run, ...]
@@ -61,28 +72,28 @@ class Gap(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     """Would you promise this ballot? Has no effect (R9): who cannot win disturbs nobody."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
 
 
 class Willing(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """Yes to an `Ask`."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
     """A candidate's ballot (R9), sent when its own promise is durable."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
 
 
 class Promise(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     """Nothing below this ballot any more; where the sender stands (R9). Sent after the fsync."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     position: Position
     config: SlotConfig
@@ -97,7 +108,7 @@ class Pull(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     ``keys`` are those that the candidate touched above the newest entry that both logs share.
     """
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     position: Position
     common: int | None
@@ -107,7 +118,7 @@ class Pull(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
 class TailQuery(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
     """Which keys did you touch above ``common``? Asked of a replica that has strayed (R11)."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     common: int
 
@@ -115,7 +126,7 @@ class TailQuery(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
 class Tail(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
     """The answer to a `TailQuery`, valid at ``position`` only."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     position: Position
     common: int
@@ -139,7 +150,7 @@ class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Pulled(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
     """Best's content for a candidate that stands at ``base`` (R9); void at any other position."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     base: Position
     content: Content
@@ -148,7 +159,7 @@ class Pulled(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
 class Install(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
     """The primary's content for a member or learner that stands at ``base`` (R11)."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     base: Position
     content: Content
@@ -169,7 +180,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=19, gc=False):
     The first one has the ``head``. Sent by the primary or candidate of ``ballot``, or to it.
     """
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     head: Head | None
     at: int
@@ -181,7 +192,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=19, gc=False):
 class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
     """The next page of a whole copy, please: the records behind ``after`` (R11)."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     after: bytes
 
@@ -189,7 +200,7 @@ class Fetch(msgspec.Struct, frozen=True, array_like=True, tag=20, gc=False):
 class Establish(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
     """Be at ``base`` in this ballot (R9); ``newest`` is the sender's last sequence."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     base: Position
     newest: int
@@ -216,7 +227,7 @@ class Confirmed(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
 class HandOver(msgspec.Struct, frozen=True, array_like=True, tag=17, gc=False):
     """This ballot's primary let its writes commit and holds new ones: take over now (R10)."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
 
 
@@ -229,7 +240,7 @@ class Retiring(msgspec.Struct, frozen=True, array_like=True, tag=21, gc=False):
 class Drop(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
     """You are in neither members nor learners of this committed config (R15)."""
 
-    slot: int
+    slot: SlotNumber
     position: Position
     config: SlotConfig
 
@@ -237,7 +248,7 @@ class Drop(msgspec.Struct, frozen=True, array_like=True, tag=18, gc=False):
 class Surplus(msgspec.Struct, frozen=True, array_like=True, tag=22, gc=False):
     """Has the sender left this slot, which it holds and the ring does not give it (R15)?"""
 
-    slot: int
+    slot: SlotNumber
 
 
 class Compare(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
@@ -247,7 +258,7 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
     sender has there.
     """
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     sequence: int
     begin: bytes
@@ -258,7 +269,7 @@ class Compare(msgspec.Struct, frozen=True, array_like=True, tag=31, gc=False):
 class Compared(msgspec.Struct, frozen=True, array_like=True, tag=32, gc=False):
     """The answer; without a digest and without damage it is void: the sender stands elsewhere."""
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     sequence: int
     begin: bytes
@@ -274,7 +285,7 @@ class Condemn(msgspec.Struct, frozen=True, array_like=True, tag=33, gc=False):
     can see for itself; otherwise it differed from the other copies.
     """
 
-    slot: int
+    slot: SlotNumber
     ballot: Ballot
     number: int
     failed: bool

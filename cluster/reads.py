@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from cluster.messages import Confirm, Confirmed, Refuse
+from cluster.messages import Confirm, Confirmed, Malformed, Refuse
 from cluster.operations import Absent, Found
 from cluster.outputs import Moved
 from cluster.primary import delete_expired, queue
@@ -177,12 +177,21 @@ class Reads:
         return others[: len(config.members) // 2 + (ctx.me not in config.members)]
 
     def on_confirm(self, sender: NodeId, confirm: Confirm, ctx: Context) -> None:
-        """A primary asks whether it is still the one."""
+        """A primary asks whether it is still the one.
+
+        Raises:
+            Malformed: it asks about a slot that there is not, or not in pairs.
+        """
+        if len(confirm.slots) % 2 or len(confirm.rounds) != 2 * len(confirm.slots):
+            raise Malformed("a confirmation has two bytes for each slot, and four for its round")
         slots, rounds = array("H", confirm.slots), array("I", confirm.rounds)
         denied = array("H")
         slot_at = self._slot_at
         for number, round_ in zip(slots, rounds, strict=True):
-            slot = slot_at(number)
+            try:
+                slot = slot_at(number)
+            except IndexError:
+                raise Malformed(f"there is no slot {number}") from None
             if slot is None or not slot.holds_state:
                 denied.append(number)
             elif slot.promised > (round_, sender):  # a ballot compares as the tuple that it is
@@ -191,7 +200,13 @@ class Reads:
         ctx.out.send[sender].append(Confirmed(confirm.number, denied.tobytes()))
 
     def on_confirmed(self, sender: NodeId, confirmed: Confirmed, ctx: Context) -> None:
-        """A peer's answer; the reads that now have a quorum are released."""
+        """A peer's answer; the reads that now have a quorum are released.
+
+        Raises:
+            Malformed: it is none.
+        """
+        if len(confirmed.denied) % 2:
+            raise Malformed("a list of slots has two bytes for each")
         self._slow.discard(sender)
         round_ = self._sent.get(confirmed.number)
         question = (confirmed.number, sender)

@@ -15,7 +15,16 @@ from cluster.dispatch import dispatch
 from cluster.evaluate import live_record
 from cluster.expiry import Expiry
 from cluster.leadership import Chance, Leadership
-from cluster.messages import Chunk, Confirm, Confirmed, Establish, Retiring, SlotMessage, Space
+from cluster.messages import (
+    Chunk,
+    Confirm,
+    Confirmed,
+    Establish,
+    Malformed,
+    Retiring,
+    SlotMessage,
+    Space,
+)
 from cluster.moves import Moves
 from cluster.operations import Absent, Found, Get, Result, Scan
 from cluster.outputs import Outputs
@@ -123,7 +132,11 @@ class SlotTable:
         self._ctx.now_ms, self._ctx.unix_ms = now_ms, unix_ms
 
     def receive(self, sender: NodeId, messages: Iterable[SlotMessage]) -> None:
-        """Messages of a peer, or of this node to itself after an fsync."""
+        """Messages of a peer, or of this node to itself after an fsync.
+
+        Raises:
+            Malformed: one of them; those before it have been taken.
+        """
         slots = self.slots
         for message in messages:
             match message:
@@ -136,7 +149,10 @@ class SlotTable:
                 case Space():
                     self.room.on_space(sender, message)
                 case _:
-                    slot = slots[message.slot]
+                    try:
+                        slot = slots[message.slot]
+                    except IndexError:
+                        raise Malformed(f"there is no slot {message.slot}") from None
                     if slot is None:
                         slot = self._stateless(message)
                         if slot is None:

@@ -98,7 +98,7 @@ class RouteTable:
         Args:
             topology: Its nodes are listed.
             states: By gossip; whoever is dead leads nothing that could be asked of it.
-            led: The data's slots that this node leads.
+            led: The data's slots that this node leads; it names itself only while it is listed.
             now_ms: Monotonic time.
         """
         count = topology.slot_count
@@ -116,7 +116,7 @@ class RouteTable:
         ]
         positions = self._directory.positions[: VERSION_BYTES * count]
         for number, position in led:
-            leaders[number] = self._me
+            leaders[number] = self._me if self._me in nodes else None
             packed = pack_version(position.established, position.sequence)
             positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES] = packed
         if not self._leaders:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from cluster.limits import CONNECTION_REQUESTS_IN_FLIGHT_MAX
+from cluster.messages import Malformed
 from kvstore.errors import SetupError
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
@@ -279,10 +280,8 @@ class Server:
                 self._on_stranger(connection, hello)
             case Request():
                 self._on_request(connection, frame)
-            case SlotMessages():
-                host.on_slot_messages(hello.node, frame.messages)
-            case Packed():
-                self._on_packed(connection, hello.node, frame)
+            case SlotMessages() | Packed():
+                self._on_slot_messages(connection, hello.node, frame)
             case Gossip():
                 host.on_gossip(hello.node, frame.message, frame.epoch)
             case Leads():
@@ -318,10 +317,13 @@ class Server:
             return
         connection.refuse("cluster", "only nodes of this cluster may send this", kind="stranger")
 
-    def _on_packed(self, connection: Connection, sender: NodeId, packed: Packed) -> None:
+    def _on_slot_messages(
+        self, connection: Connection, sender: NodeId, frame: SlotMessages | Packed
+    ) -> None:
         try:
-            self._host.on_slot_messages(sender, unpack(packed).messages)
-        except FrameError as error:
+            whole = frame if isinstance(frame, SlotMessages) else unpack(frame)
+            self._host.on_slot_messages(sender, whole.messages)
+        except (FrameError, Malformed) as error:
             connection.refuse("frame", str(error))
 
     def _on_leads(self, connection: Connection, sender: NodeId, leads: Leads) -> None:

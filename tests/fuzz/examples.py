@@ -125,7 +125,7 @@ TOPOLOGY: Final = found_topology(
     "c1d2",
     "ringkv",
     [
-        Node(n, f"n{n}", f"10.0.0.{n}:7401", f"10.0.0.{n}:8401", "abc"[n % 3], float(n))
+        Node(n, f"m{n}", f"10.0.0.{n}:7401", f"10.0.0.{n}:8401", "abc"[n % 3], float(n))
         for n in range(1, 5)
     ],
 )
@@ -194,7 +194,7 @@ FRAMES: Final[tuple[Frame, ...]] = (
             SlotTold(1, next(iter(WatchState)), 5, 7),
         ]
     ),
-    *(ChangeTopology(1, Leave("n2")), ChangeTopology(2, Join(TOPOLOGY.nodes[0], "n1"))),
+    *(ChangeTopology(1, Leave("m2")), ChangeTopology(2, Join(TOPOLOGY.nodes[0], "m1"))),
     *(ChangeTopology(3, Pace(True, 1 << 20)), TopologyChanged(1, b"", Failed(Code.UNKNOWN, "?"))),
 )
 TREES: Final = tuple(msgspec.msgpack.decode(msgspec.msgpack.encode(frame)) for frame in FRAMES)
@@ -236,12 +236,12 @@ BATCHES: Final[tuple[Any, ...]] = (
     },
 )
 CHANGES: Final[tuple[Any, ...]] = (
-    {"type": "leave", "node": "n4", "force": False},
+    {"type": "leave", "node": "m4", "force": False},
     {"type": "pace", "paused": True, "copy_bytes_per_s": 1_048_576},
-    {"type": "weight", "node": "n1", "weight": 2.5},
-    {"type": "zone", "node": "n1", "zone": "b"},
+    {"type": "weight", "node": "m1", "weight": 2.5},
+    {"type": "zone", "node": "m1", "zone": "b"},
     {"type": "replicas", "replicas": 3},
-    {"type": "remove", "node": "n2", "force": True},
+    {"type": "remove", "node": "m2", "force": True},
 )
 ROWS: Final[tuple[Any, ...]] = (
     {"key": "a", "value": {"x": [1]}},

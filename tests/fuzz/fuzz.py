@@ -7,6 +7,7 @@ shows a crash again. Besides crashes it looks for *hangs*, processor seconds on 
 
 from __future__ import annotations
 
+import logging
 import resource
 import shutil
 import signal
@@ -57,6 +58,8 @@ def run_target(target: str, inputs: int, seed: int, first_block: int = 0) -> Fou
     """All inputs of one target."""
     found, run = Found(target), TARGETS[target]
     signal.signal(signal.SIGPROF, _hang)
+    for name in ("kvstore", "aiohttp"):  # they would tell each refusal
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     run_block(found, target, min(BLOCK, inputs), seed, -1)  # what everybody needs once is there
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()

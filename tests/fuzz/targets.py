@@ -53,7 +53,7 @@ from kvstore.values import pack_value, unpack_value, version_from_text, version_
 from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
 from kvstore.wire.packing import unpack
 from kvstore.wire.protocol import MAGIC, Packed
-from tests.fuzz import examples
+from tests.fuzz import doors, examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ def frames(mutator: Mutator) -> None:
 
 def packed_frames(mutator: Mutator) -> None:
     """Compressed bulk between nodes, a bomb among it."""
-    data = mutator.raw(examples.PACKED[9:] if mutator.rng.random() < 0.99 else _BOMB)
+    data = mutator.raw(examples.PACKED[9:] if mutator.rng.random() < 0.999 else _BOMB)
     with suppress(FrameError):
         unpack(Packed(data))
 
@@ -328,7 +328,7 @@ TARGETS: Final[dict[str, Target]] = {
     for target in (
         *(frames, packed_frames, greetings, values, json_bodies, tokens, targets, headers),
         *(cursors, watch_tokens, batches, changes, topologies, records, rows, load_files),
-        *(settings_files, urls, node_files),
+        *(settings_files, urls, node_files, doors.client_port, doors.peer_port, doors.http_port),
     )
 }
 

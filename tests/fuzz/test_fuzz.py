@@ -13,15 +13,24 @@ from cluster.records import RecordError, decode_record, encode_record
 from kvstore.cli.bulk import Remembered
 from kvstore.client.outcomes import entry_of
 from kvstore.http.keys import expiry_text
+from tests.fuzz import doors
 from tests.fuzz.examples import RECORDS, VERSION
 from tests.fuzz.fuzz import Found, run_block
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.targets import TARGETS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 INPUTS = 250
+
+
+@pytest.fixture(autouse=True)
+def doors_closed() -> Iterator[None]:
+    """The nodes behind the doors are stopped."""
+    yield
+    doors.close()
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -15,7 +15,7 @@ from cluster.limits import (
     FRAME_BYTES_MAX,
     HANDSHAKE_BYTES_MAX,
 )
-from cluster.messages import Prepare
+from cluster.messages import Confirm, Confirmed, Prepare, SlotMessage
 from cluster.operations import (
     Atomic,
     Failed,
@@ -257,6 +257,28 @@ async def test_only_nodes_speak_for_slots_and_members(site: Site, frame: Frame, 
         refused = await wire.refusal()
     assert refused == Refused("cluster", "only nodes of this cluster may send this")
     await site.unharmed({"stranger": 1})
+
+
+MALFORMED: dict[str, SlotMessage] = {
+    "no such slot": Prepare(SLOT_COUNT + 1, Ballot(99, MEMBER_ID)),
+    "a slot below zero": Prepare(-1, Ballot(99, MEMBER_ID)),
+    "a slot beyond every cluster": Prepare(2**63, Ballot(99, MEMBER_ID)),
+    "a question about no such slot": Confirm(1, b"\xff\xff", bytes(4)),
+    "half a slot": Confirm(1, b"\0", bytes(4)),
+    "a slot without its round": Confirm(1, bytes(4), bytes(4)),
+    "half a slot denied": Confirmed(1, b"\0"),
+}
+
+
+@pytest.mark.parametrize("message", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_a_malformed_message_of_a_node_is_refused(site: Site, message: SlotMessage) -> None:
+    """Found by fuzzing the port: it was raised into the event loop, and nobody was told."""
+    member = Hello(PROTOCOL_VERSION, "node", "", CLUSTER_NAME, MEMBER_ID, "n1")
+    async with site.harness.client(member) as wire:
+        await wire.send(SlotMessages([message]))
+        refused = await wire.refusal()
+    assert refused.reason == "frame"
+    await site.unharmed({"frame": 1})
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,17 @@ def test_versions_may_be_skipped() -> None:
     site.check()
 
 
+def test_a_node_that_was_taken_out_while_it_led_answers_and_names_nobody() -> None:
+    """Found by fuzzing the port: it raised, and its clients heard nothing."""
+    site = begun()
+    site.topology = topology(N2, N3, epoch=2)
+    told = site.ask()
+    assert [node.id for node in told.nodes] == [N2, N3]
+    assert site.client.primaries[0] not in site.client.addresses
+    assert site.client.primaries[SLOTS - 1] == "h2:1"
+    site.check()
+
+
 def test_a_dead_node_leads_nothing_and_is_back() -> None:
     site = begun()
     site.lead(N3, 1, 2)

@@ -17,14 +17,14 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import kvstore
-from kvstore.errors import CorruptValue, KVError, PartialFailure
+from kvstore.errors import CorruptValue, KVError, OutcomeUnknown, PartialFailure
 from tests.nemesis.http_client import HttpClient
 from tests.nemesis.ledger import EPOCH_SECONDS, Files, Ledger
-from tests.simulation.checkers import Get
+from tests.simulation.checkers import Get, Put
 from tests.simulation.workload import REFUSALS, Customer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from multiprocessing.synchronize import Event as Flag
     from pathlib import Path
 
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 KINDS: Final = (
     *("put", "get", "get", "incr", "delete", "cas", "absent", "ttl", "touch", "batch", "many"),
-    *("scan", "many"),
+    *("scan", "many", "many"),
 )
 KEYS: Final = 6
+MANY_KEYS: Final = 48
 TIMEOUTS: Final = (2.0, 5.0, 5.0)
 STOP_LOOK_SECONDS: Final = 0.1
 MISHAPS_MAX: Final = 20
@@ -127,6 +128,29 @@ class Shopper(Customer):
     def _present(self, name: str) -> str:
         """The key that has this name in this cell now."""
         return f"{self._cell}/{name}@{self._epoch()}"
+
+    async def _many(self, key: str) -> None:
+        """Many keys in one call are as many operations: most of what a run counts."""
+        names = [self._present(f"m{n}") for n in range(MANY_KEYS)]
+        picked = self._rng.sample(names, self._rng.randrange(2, MANY_KEYS))
+        if self._rng.random() < 0.5:
+            await self._get_many(picked)
+            return
+        values = {name: self._value() for name in picked}
+        begun = {n: self.ledger.begin(self._name, n, Put(value)) for n, value in values.items()}
+        errors: Mapping[Any, KVError] = {}
+        try:
+            await self._client.put_many(values)
+        except PartialFailure as failure:
+            errors = failure.errors
+        for name, event in begun.items():
+            error = errors.get(name)
+            if error is None:
+                self.ledger.end(event, None)  # it does not say under which version
+            elif isinstance(error, REFUSALS):
+                event.refused, event.label = True, str(error)
+            elif not isinstance(error, OutcomeUnknown):
+                raise error
 
     async def _scan(self, key: str) -> None:
         """What lies under a tag: a read of each of its keys, all of one moment."""
