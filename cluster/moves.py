@@ -11,9 +11,9 @@ the cluster is there for:
   everything else that had arrived;
 * as learner, it takes part in at most `COPIES_IN_FLIGHT_MAX` whole copies; others come again.
 
-A move does not set out before everyone it needs can be reached, and one whose learner got lost
-counts for no place. A pause lets nothing set out and nothing be sent; what only needs its last
-steps takes them, because a joint config is the worst place to stop at.
+A move does not set out before everyone it needs can be reached and has disk to spare, and one whose
+learner got lost or full counts for no place. A pause lets nothing set out and nothing be sent; what
+only needs its last steps takes them, because a joint config is the worst place to stop at.
 
 As everywhere, what was lost on the way is found by the one walk a second (`_walk`), a part of it
 with each tick so that it holds up nobody; all else here makes it faster.
@@ -102,10 +102,12 @@ class Moves:
         self._urgent: dict[int, None] = {}
         self._others: dict[int, None] = {}
         """Slots that this node leads and that have yet to set out, in the order of their turn."""
+        self._blocked: dict[int, None] = {}
+        """Whose turn it was while a new owner was out of reach, or full: the walk finds them."""
         self._active: set[int] = set()
         """Slots that this node leads and whose config is on its way."""
         self._stalled: set[int] = set()
-        """Those of them that wait for a learner which cannot be reached."""
+        """Those of them that wait for a learner which cannot be reached, or has no room."""
         self._deferred: dict[tuple[int, NodeId], Gap | Fetch] = {}
         """What learners asked for when the throttle had no room."""
         self._incoming: dict[int, int] = {}
@@ -141,11 +143,11 @@ class Moves:
     @property
     def pending(self) -> int:
         """Slots that this node leads and that have yet to arrive, as of the last look; O(1)."""
-        return len(self._active) + len(self._urgent) + len(self._others)
+        return len(self._active) + len(self._urgent) + len(self._others) + len(self._blocked)
 
     def first(self, limit: int) -> list[Move]:
         """Some of the pending slots, those on their way first; O(limit)."""
-        numbers = islice(chain(self._active, self._urgent, self._others), limit)
+        numbers = islice(chain(self._active, self._urgent, self._others, self._blocked), limit)
         slots = (self._slots[number] for number in numbers)
         return [self._view(slot) for slot in slots if slot is not None and self._leads(slot)]
 
@@ -187,10 +189,8 @@ class Moves:
         return isinstance(slot.role, Primary) and slot.role.serving
 
     def _is_urgent(self, slot: Slot) -> bool:
-        members = slot.config.members
-        return len(members) < len(self._wanted[slot.number]) or not self._ctx.reachable.issuperset(
-            members
-        )
+        members, wanted = slot.config.members, self._wanted[slot.number]
+        return len(members) < len(wanted) or not self._ctx.reachable.issuperset(members)
 
     def led(self, slot: Slot) -> None:
         """This node begins to serve a slot: it goes on from what the config says."""
@@ -243,18 +243,20 @@ class Moves:
             number = next(iter(queue))
             del queue[number]
             slot = self._slots[number]
-            if slot is not None and self._leads(slot) and self._can_arrive(slot):
-                self.advance(slot)
+            if slot is not None and self._leads(slot):
+                if self._can_arrive(slot):
+                    self.advance(slot)
+                else:
+                    self._blocked[number] = None
 
     def _places(self) -> float:
         """For moves at once; where copies are missing, some even of a node that is late."""
         return max(self._room.places, URGENT_MIN) if self._urgent else self._room.places
 
     def _can_arrive(self, slot: Slot) -> bool:
-        """Whether all that are still missing can be reached."""
-        wanted = self._wanted[slot.number]
-        reachable, members = self._ctx.reachable, slot.config.members
-        return all(node in reachable for node in wanted if node not in members)
+        """Whether all that are still missing can be reached, and have the disk for it."""
+        missing = set(self._wanted[slot.number]).difference(slot.config.members)
+        return missing <= self._ctx.reachable - self._ctx.full
 
     def on_wish(self, slot: Slot, sender: NodeId, message: Gap | Fetch) -> None:
         """Bring a peer what it lacks; a learner is brought it when the throttle has room (R13)."""
@@ -286,6 +288,8 @@ class Moves:
         """Whether a replica without state may be brought this slot now (R13)."""
         if slot.holds_state or slot.number in self._incoming:
             return True
+        if self._ctx.me in self._ctx.full:  # what has begun fits into the reserve
+            return False
         if len(self._incoming) >= min(COPIES_IN_FLIGHT_MAX, 4 * self._room.places):
             return False
         self._incoming[slot.number] = self._ctx.now_ms
@@ -367,8 +371,8 @@ class Moves:
     def _look_at(self, slot: Slot) -> None:
         ctx, number, wanted, role = self._ctx, slot.number, self._wanted[slot.number], slot.role
         self._rest(number)
-        self._urgent.pop(number, None)
-        self._others.pop(number, None)
+        for queue in (self._urgent, self._others, self._blocked):
+            queue.pop(number, None)
         if not slot.holds_state:
             return
         if role is None:
@@ -379,7 +383,7 @@ class Moves:
             if not _is_plain(config) or not is_settled(role):
                 self._active.add(number)
                 self._copies_met += len(config.learners)
-                if not ctx.reachable.issuperset(config.learners):
+                if not set(config.learners) <= ctx.reachable - ctx.full:
                     self._stalled.add(number)
             elif config.sets[0] != wanted:
                 self._copies_met += len(set(wanted).difference(config.sets[0]))

@@ -209,7 +209,9 @@ class Node:
         )
         self.neighbours.begin(topology.nodes)
         if founding:
-            self.table.found(owners(topology))
+            placed = owners(topology)
+            self.table.found(placed)
+            self.table.set_owners(placed)
             store_founding(self.engine, self.store, topology, self.id)
         else:
             self.table.restore(stored_slots(self.engine))

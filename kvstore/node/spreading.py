@@ -179,8 +179,8 @@ class Spreading:
         if placed is not None and _what_places(placed) == _what_places(topology):
             return
         found = await self._aside(owners, topology)
-        self._placed = topology
         if topology is self.topology:
+            self._placed = topology
             self._host.set_owners(found)
         else:
             self._wake.set()

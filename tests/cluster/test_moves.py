@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import msgpack
+import msgspec
 import pytest
 
 from cluster import moves, surplus, transfer
 from cluster.messages import Accept, Chunk, Confirm, Establish, Fetch, Gap, Surplus
 from cluster.moves import Move, Moves, Stage
-from cluster.operations import Absent
+from cluster.operations import Absent, Put
+from cluster.slot_config import SlotConfig
 from cluster.throttle import Throttle
 from tests.cluster.core_harness import MEMBERS, Cluster
 
 IDS = (1, 2, 3, 4, 5)
+RAW = msgspec.Raw(msgpack.packb(1))
 SLOTS = 6
 
 
@@ -358,3 +362,79 @@ def test_a_busy_node_moves_less_at_once_and_more_when_it_is_not() -> None:
     c.hold(1, 3)
     c.want(*(MEMBERS,) * SLOTS)
     assert sum(move.stage is Stage.COPYING for move in table.view()) == SLOTS
+
+
+# -- no room ---------------------------------------------------------------------------------------
+
+
+def fill(c: Cluster, node: int, *, full: bool) -> None:
+    """Its disk, as it tells the others."""
+    c.nodes[node].table.room.set_full(full=full)
+    c.nodes[node].end_tick()
+    c.settle()
+
+
+def test_nothing_sets_out_to_a_node_whose_disk_is_full() -> None:
+    c = Cluster(owners=(MEMBERS,) * SLOTS, ids=IDS)
+    fill(c, 4, full=True)
+    c.want(*((1, 2, 4),) * SLOTS)
+    c.calm_down()
+    assert learning(c) == []
+    assert c.nodes[1].table.moves.pending == SLOTS
+    fill(c, 4, full=False)
+    let_all_arrive(c)
+    assert c.nodes[1].table.moves.done_total == SLOTS
+
+
+def test_a_target_whose_disk_fills_midway_takes_no_more_copies_and_holds_up_no_others() -> None:
+    c, table = many()
+    (first, second) = learning(c)
+    fill(c, 4, full=True)
+    c.release(1, 4)
+    fill(c, 4, full=True)
+    c.pass_time(3_000)
+    c.settle()
+    copied = [s.number for s in c.nodes[4].table.slots if s is not None and s.holds_state]
+    assert copied == [], "what had not begun does not begin"
+    assert learning(c) == [first, second]
+    elsewhere = ((1, 2, 4),) * (SLOTS - 1) + ((1, 2, 5),)
+    c.want(*elsewhere)
+    for _ in range(5):
+        c.calm_down()
+    assert table.done_total == 1, "the way to another node is free"
+    asked = c.put(1, b"meanwhile", 1)
+    c.settle()
+    assert asked.answer is not None
+    fill(c, 4, full=False)
+    let_all_arrive(c)
+    assert table.done_total == SLOTS
+    assert not learning(c)
+
+
+# -- a cut in the middle ---------------------------------------------------------------------------
+
+
+def test_a_primary_that_is_cut_off_while_joint_is_replaced_and_the_change_is_ended() -> None:
+    c, table = many()
+    c.release(1, 4)
+    while not any(s is not None and len(s.config.sets) == 2 for s in c.nodes[2].table.slots):
+        c.pass_time(100)
+        c.deliver_all()
+        c.sync(2, 3, 4)
+        c.sync(1)
+    c.isolate(1)
+    stale = c.ask(1, Put(b"k", RAW))
+    for _ in range(8):
+        c.pass_time(2_000, nodes=(2, 3, 4, 5))
+        c.settle()
+    led = [number for number, _ in c.nodes[2].table.led()]
+    assert led == list(range(SLOTS)), "the others go on without it"
+    assert stale.answer is None, "cut off, it acknowledges nothing"
+    c.reconnect(1)
+    for _ in range(8):
+        c.calm_down()
+    for node in (1, 2, 4):
+        slots = [s for s in c.nodes[node].table.slots if s is not None]
+        assert {s.config for s in slots} == {SlotConfig(((1, 2, 4),))}
+    assert not any(s is not None and s.holds_state for s in c.nodes[3].table.slots)
+    assert table.pending == 0

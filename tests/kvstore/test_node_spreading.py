@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cluster.membership import Leave, Stay, apply_change
 from cluster.operations import Code, Failed, Get
-from cluster.topology import with_zone, without_node
+from cluster.system_slot import owners
+from cluster.topology import Node as Member
+from cluster.topology import found_topology, with_zone, without_node
+from kvstore.node.clock import SystemClock
 from kvstore.node.recovery import stored_topology
+from kvstore.node.spreading import Spreading
 from kvstore.wire.protocol import Request
-from tests.kvstore.cluster_harness import all_at, running_cluster
+from tests.kvstore.cluster_harness import all_at, running_cluster, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from cluster.topology import Topology
+    from kvstore.node.topology_record import Stored
     from tests.kvstore.cluster_harness import Site
 
 TIMEOUT_MS = 10_000
@@ -110,3 +116,50 @@ async def test_the_node_that_knows_less_is_not_believed(tmp_path: Path) -> None:
             await asyncio.sleep(0)
         again = await change(first, rezoned(first, "c"), tell=True)
         await all_at(cluster, again)
+
+
+class Hands:
+    """A node that only takes what it is told."""
+
+    def __init__(self) -> None:
+        self.owners: list[list[tuple[int, ...]]] = []
+
+    def adopt(self, topology: Topology) -> None:
+        pass
+
+    def set_owners(self, owners: Sequence[tuple[int, ...]]) -> None:
+        self.owners.append(list(owners))
+
+    def ask_for_topology(self, node: int) -> bool:
+        return False
+
+    def topology_here(self) -> bytes | None:
+        return None
+
+
+async def test_owners_that_were_overtaken_are_worked_out_again_when_they_come_back() -> None:
+    listed = [Member(n, f"n{n}", f"h{n}:1", f"h{n}:2") for n in range(1, 5)]
+    first = found_topology("c1", "test", listed, slot_count=16, replicas=3)
+    leaving = apply_change(first, Leave("n4"))
+    staying = apply_change(leaving, Stay("n4"))
+    again = apply_change(staying, Leave("n4"))
+    hands, begun, go_on = Hands(), asyncio.Event(), asyncio.Event()
+
+    async def slowly(function: Callable[..., object], *arguments: object) -> object:
+        begun.set()
+        await go_on.wait()
+        return function(*arguments)
+
+    async def read(_: int) -> Stored:
+        raise AssertionError("nobody asked for it")
+
+    spreading = Spreading(first, hands, read, slowly, SystemClock())
+    spreading.start(placed=True)
+    spreading.changed(leaving)
+    await begun.wait()
+    spreading.topology = staying
+    spreading.changed(again)
+    go_on.set()
+    await until(lambda: hands.owners != [], "the owners of the last one are handed on")
+    assert hands.owners[-1] == owners(again)
+    await spreading.close()

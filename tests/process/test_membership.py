@@ -73,17 +73,18 @@ def test_a_fourth_node_joins_under_load_takes_its_share_and_leaves_again(tmp_pat
             assert db.get_many(list(written)) == written
 
 
-def test_a_node_joins_while_another_is_killed_and_back(tmp_path: Path) -> None:
+def test_source_target_and_both_are_killed_while_a_node_joins(tmp_path: Path) -> None:
     with running_cluster(tmp_path) as cluster, kvstore.connect(cluster.url, timeout=20) as db:
         written = {f"k:{n}": n for n in range(2_000)}
         db.put_many(written)
         fourth = cluster.add_node()
         wait_for(lambda: held(fourth) > 0, "slots arrive", 60)
-        for victim in (cluster.nodes[1], fourth):
-            victim.signal(signal.SIGKILL)
-            assert victim.process is not None
-            victim.process.wait()
-            cluster.start_node(victim)
+        source = cluster.nodes[1]
+        for victims in ([source], [fourth], [source, fourth]):
+            for victim in victims:
+                kill(victim)
+            for victim in victims:
+                cluster.start_node(victim)
         wait_for(lambda: held(fourth) >= HELD_MIN, "n4 holds its share", 60)
         cluster.wait_ready(30)
         assert db.get_many(list(written)) == written
