@@ -84,7 +84,11 @@ bench-placement: $(VENV)/installed ## the tables of docs/decisions/0002: balance
 SEEDS ?= 0:200
 .PHONY: simulate
 simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000
-	@$(BIN)/python -m tests.simulation.simulate $(SEEDS) $(if $(LOG),--log $(LOG))
+	@$(BIN)/python -m tests.simulation.simulate $(SEEDS) $(if $(SHRINK),--shrink) $(if $(LOG),--log $(LOG))
+
+.PHONY: plants
+plants: $(VENV)/installed ## plant each bug of tests/simulation and count seeds until it is noticed
+	@$(BIN)/python -m tests.simulation.plants $(PLANTS)
 
 SEED ?= 1
 .PHONY: nemesis

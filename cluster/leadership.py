@@ -78,7 +78,7 @@ class Leadership:
         slots: Sequence[Slot | None],
         ctx: Context,
         rng: Chance,
-        replay: Callable[[Slot, Call], None],
+        replay: Callable[[Slot, list[Call]], None],
     ) -> None:
         self._slots = slots
         self._ctx = ctx
@@ -351,8 +351,7 @@ class Leadership:
             return
         primary.handing_to = None
         held, primary.held = primary.held, []
-        for call in held:
-            self._replay(slot, call)
+        self._replay(slot, held)
 
     def on_hand_over(self, slot: Slot, sender: NodeId, message: HandOver) -> None:
         """The primary asks this node to take over now (R10)."""

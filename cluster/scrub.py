@@ -146,8 +146,8 @@ class Scrub:
             for finding in list(self.findings.values()):
                 self._look_after(finding)
         self._allowance = min(self._allowance, 0.0) + self.bytes_per_s * elapsed_ms / 1_000
-        walked = 0
-        while self._allowance > 0 and len(self._checks) < CHECKS_MAX and walked < SLOTS_WALKED_MAX:
+        walked, walked_max = 0, min(SLOTS_WALKED_MAX, len(self._slots))
+        while self._allowance > 0 and len(self._checks) < CHECKS_MAX and walked < walked_max:
             walked += 1
             self._next()
 

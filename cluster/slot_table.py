@@ -27,7 +27,7 @@ from cluster.messages import (
 )
 from cluster.moves import Moves
 from cluster.operations import Absent, Found, Get, Result, Scan
-from cluster.outputs import Outputs
+from cluster.outputs import Moved, Outputs
 from cluster.primary import must_renew, write
 from cluster.quorum import is_quorum
 from cluster.reads import Reads, read_key
@@ -73,7 +73,7 @@ class SlotTable:
         """Peers that cannot be reached; hardly ever any."""
         self._reads = Reads(self.slots.__getitem__, rng.randrange(FIRST_ROUND_MAX))
         self._expiry = Expiry(self.slots)
-        self.leadership = Leadership(self.slots, self._ctx, rng, self._enter)
+        self.leadership = Leadership(self.slots, self._ctx, rng, self._replay)
         self.watches = Watches(self.slots, self._ctx)
         self.moves = Moves(self.slots, self._ctx, self.leadership)
         self.scrub = Scrub(self.slots, self._ctx, self.leadership)
@@ -208,6 +208,15 @@ class SlotTable:
         except Damage as damage:  # R18: never served as truth
             self.scrub.answer(slot, call, damage)
 
+    def _replay(self, slot: Slot, held: list[Call]) -> None:
+        """What was held, in its order; retries among it may fill their room (R5)."""
+        role = slot.role
+        for call in held:
+            if slot.role is role:
+                self._enter(slot, call)
+            else:  # a new ballot is being taken: it waits for that outside
+                self._ctx.out.moved.append(Moved(call.ticket, started=call.retry))
+
     def _carry_out(self, slot: Slot, call: Call) -> None:
         primary, ctx = slot.role, self._ctx
         assert isinstance(primary, Primary)
@@ -270,8 +279,7 @@ class SlotTable:
         self.leadership.led(number)
         self.leadership.consider_return(slot)
         held, primary.held = primary.held, []
-        for call in held:
-            self._enter(slot, call)
+        self._replay(slot, held)
         self.moves.led(slot)
 
     # -- the neighbourhood -------------------------------------------------------------------

@@ -135,9 +135,9 @@ class WatchSession:
             now = self.core.now()
             if now >= deadline:
                 return None
-            fetch = bool(self._resets) and now >= self._fetch_at
-            yield from self._listen(now if fetch else deadline)
-            if fetch:
+            fetch_at = max(now, self._fetch_at) if self._resets else deadline
+            yield from self._listen(min(deadline, fetch_at))
+            if self._resets and fetch_at <= now:
                 yield from self._fetch(deadline)
         return item
 
@@ -192,8 +192,6 @@ class WatchSession:
         wake_at = min(deadline, *self._waits.values(), now + SILENCE_SECONDS)
         if self._heard_at:
             wake_at = min(wake_at, min(self._heard_at.values()) + SILENCE_SECONDS)
-        if self._resets:
-            wake_at = min(wake_at, max(now, self._fetch_at))
         return Listen(silent, sends, wake_at)
 
     def _wishes(self, now: float) -> Iterable[tuple[str, Watch]]:

@@ -29,7 +29,7 @@ class Watched(list["Slot | None"]):
         return super().__getitem__(number)
 
 
-def replay(slot: Slot, call: Call) -> None:
+def replay(slot: Slot, held: list[Call]) -> None:
     raise AssertionError("nothing is held")
 
 

@@ -57,6 +57,8 @@ class Cluster:
         """Node, slots, behind what; since the last look."""
         self.dropped: list[str] = []
         self.routes_asked = 0
+        self.waits = 0
+        """How often it waited for something to be heard."""
         self.pages: dict[int, Page] = {}
         self.inbox: list[Heard] = []
 
@@ -82,6 +84,8 @@ class Cluster:
             return stop.value
 
     def _listen(self, step: Listen) -> list[Heard]:
+        self.waits += 1
+        assert self.waits < 100_000, "it waits for nothing, over and over"
         self.dropped += step.drops
         for address, frame in step.sends:
             if isinstance(frame, Watch):
@@ -264,6 +268,14 @@ def test_too_old_brings_the_state_and_leaves_out_what_it_contains() -> None:
     with pytest.raises(Unavailable):
         again.run(again.session.begin(again.now + 1))
     assert again.behind()[1] == 5
+
+
+def test_what_is_too_old_waits_until_all_slots_are_heard() -> None:
+    c = Cluster()
+    c.hears(NODES[0], started(0, 5), started(3, 5))
+    c.hears(NODES[1], SlotTold(1, WatchState.TOO_OLD, 400, 0))
+    with pytest.raises(Unavailable):
+        c.run(c.session.begin(c.now + 5))  # slot 2 is not heard
 
 
 def test_a_state_of_many_pages_is_fetched_page_by_page() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cluster.topology import Node as Member
 from kvstore.client.aio import AsyncClient
 from kvstore.client.core import ClientCore
 from kvstore.client.streams import StreamTransport
+from kvstore.errors import SetupError
 from kvstore.node.node import Node
-from tests.simulation.disk import Disk, DiskCommit
+from kvstore.storage.disk_space import DiskSpace
+from kvstore.storage.engine import EngineSyncError
+from tests.simulation.disk import RESERVE_BYTES, Disk, DiskCommit
 from tests.simulation.process_loop import Process
 
 if TYPE_CHECKING:
@@ -40,46 +44,96 @@ class SimClock:
         return WALL_MS + self.skew_ms + int(self._universe.now * 1_000)
 
 
+class MachineSettings(NamedTuple):
+    """What all machines have in common."""
+
+    slot_count: int
+    sync_seconds: float
+    slow_sync_chance: float
+    scrub_bytes_per_s: int
+
+
 class Machine:
-    """One node's machine: what outlives the process is the disk and the clock."""
+    """One node's machine: what outlives the process is the disk and the clock.
+
+    Args:
+        universe: Its time.
+        network: Its sockets.
+        number: Its name is ``n`` and this.
+        founders: How many machines found the cluster; one beyond them joins it.
+        world: What the seed drew.
+        rng: All of this machine's chance.
+    """
 
     def __init__(
-        self, universe: Universe, network: Network, number: int, founders: int, sync_seconds: float
+        self,
+        universe: Universe,
+        network: Network,
+        number: int,
+        founders: int,
+        world: MachineSettings,
+        rng: Random,
     ) -> None:
         self.universe, self.network = universe, network
         self.host = f"n{number}"
         self.id = number
-        self.rng = Random(universe.rng.getrandbits(64))
-        self.disk = Disk(self.rng, sync_seconds)
+        self.rng = rng
+        self.settings = world
         self.clock = SimClock(universe)
         self.process: Process | None = None
         self.node: Node | None = None
         self.starts = 0
+        self.started_at = 0.0
+        self.replaces = ""
+        """Whose place it takes when it joins with a new disk: its own."""
+        self.joins = number > founders
+        self.out = self.joins
+        """It is no part of the cluster, and nobody starts it."""
+        self.start_is_due = False
         self.founders = tuple(f"n{n}:{PORT}" for n in range(1, founders + 1))
+        self.disk = self._new_disk()
 
-    def start(self, *, slot_count: int) -> None:
+    def _new_disk(self) -> Disk:
+        settings = self.settings
+        return Disk(self.rng, settings.sync_seconds, settings.slow_sync_chance)
+
+    def new_disk(self) -> None:
+        """Whatever it held is gone; a member id belongs to a disk (R12, R16)."""
+        assert self.process is None
+        self.disk = self._new_disk()
+        self.id += 100
+        self.joins = True
+
+    def start(self) -> None:
         """A new process on the disk as it is."""
         assert self.process is None
         self.starts += 1
+        self.started_at = self.universe.now
         self.network.host_is_back(self.host)
         process = self.process = Process(self.universe, self.network, self.host)
-        process.run_within(lambda: self._boot(process, slot_count))
+        process.run_within(lambda: self._boot(process))
 
-    def _boot(self, process: Process, slot_count: int) -> None:
+    def _boot(self, process: Process) -> None:
         address = f"{self.host}:{PORT}"
         member = Member(self.id, self.host, address, f"{self.host}:{HTTP_PORT}", "", 1.0)
+        disk, settings = self.disk, self.settings
+        join = tuple(a for a in self.founders if a != address) if self.joins else ()
         node = self.node = Node(
             member,
             "sim",
-            self.disk.engine,
-            DiskCommit(self.disk, process, lambda _: self._disk_lost()),
+            disk.engine,
+            DiskCommit(disk, process, self._disk_failed),
             lambda _: None,
-            founders=self.founders,
-            slot_count=slot_count,
+            founders=() if self.joins else self.founders,
+            join=join,
+            replaces=self.replaces,
+            slot_count=settings.slot_count,
             replicas=3,
             clock=self.clock,
             rng=Random(self.rng.getrandbits(64)),
             aside=_beside,
+            space=DiskSpace(Path(self.host), RESERVE_BYTES, lambda: disk.free_bytes),
+            scrub_bytes_per_s=settings.scrub_bytes_per_s,
         )
 
         async def serve() -> None:
@@ -91,11 +145,23 @@ class Machine:
                 await node.server.serve()
                 await node.start()
 
-        process.create_task(serve()).add_done_callback(_surface)
+        def started(task: asyncio.Task[None]) -> None:
+            if task.cancelled() or self.process is not process:
+                return
+            error = task.exception()
+            if isinstance(error, SetupError):  # as the command: it says why, and ends
+                self.universe.note("not started", self.host, error)
+                self.crash(silently=False)
+                self.replaces = "" if self.replaces else self.host  # as the message says
+            elif error is not None:
+                raise error
 
-    def _disk_lost(self) -> None:
-        """As `kvstore.process` does: no further word."""
-        self.universe.note("disk lost", self.host)
+        process.create_task(serve()).add_done_callback(started)
+
+    def _disk_failed(self, error: Exception) -> None:
+        """As `kvstore.process` does: no further word, and no second try after a failed sync."""
+        self.universe.note("disk failed", self.host, error)
+        self.disk.lost = isinstance(error, EngineSyncError)
         self.crash(silently=False)
 
     def crash(self, *, silently: bool) -> None:
@@ -106,18 +172,22 @@ class Machine:
             self.network.host_died(process, silently=silently)
             self.disk.crash()
 
-    def stop(self) -> asyncio.Task[None]:
-        """SIGTERM; the process is gone when the task is done and `crash` was called."""
-        assert self.process is not None
-        assert self.node is not None
-        node = self.node
+    def stop(self) -> None:
+        """SIGTERM: the process ends when the node has closed."""
+        process, node = self.process, self.node
+        if process is None or node is None or process.paused:
+            return
 
         async def end() -> None:
             if node.topology is not None:
                 await node.retire()
             await node.close()
 
-        return self.process.spawn(end())
+        def gone(_: asyncio.Task[None]) -> None:
+            if self.process is process:
+                self.crash(silently=False)
+
+        process.spawn(end()).add_done_callback(gone)
 
     @property
     def running(self) -> bool:
@@ -131,13 +201,17 @@ async def _beside(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def _surface(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error
-
-
 class Caller:
-    """A process with one asyncio client."""
+    """A process with one asyncio client.
+
+    Args:
+        universe: Its time.
+        network: Its sockets.
+        number: Its name is ``c`` and this.
+        nodes: How many machines founded the cluster: the seeds of the client.
+        timeout_seconds: Of a call.
+        rng: All of this client's chance.
+    """
 
     def __init__(
         self,
@@ -146,9 +220,10 @@ class Caller:
         number: int,
         nodes: int,
         timeout_seconds: float,
+        rng: Random,
     ) -> None:
         self.host = f"c{number}"
-        self.rng = Random(universe.rng.getrandbits(64))
+        self.rng = rng
         self.process = process = Process(universe, network, self.host)
         seeds = [f"n{n}:{PORT}" for n in range(1, nodes + 1)]
         self.rng.shuffle(seeds)

@@ -3,7 +3,8 @@
 TCP keeps the bytes of one connection in order and complete, so what a real network does to nodes
 is: it delays, it stalls (a cut: bytes wait, nobody is told), it breaks connections (with any part
 of what was under way lost), and it reorders what travels on different connections. That is what can
-happen here. Bytes arrive in pieces of any size.
+happen here. Bytes arrive in pieces of any size. Nothing is doubled by the network itself: whoever
+sends a request again over a new connection doubles it.
 
 A host may be cut off from another in one direction only. A connection attempt into a cut waits, as
 a SYN would; one to a host where nobody listens is refused.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from random import Random
 
     from tests.simulation.process_loop import Process, Universe
 
@@ -29,13 +31,18 @@ BUFFER_BYTES = 65_536
 class Network:
     """All hosts and what lies between them."""
 
-    def __init__(self, universe: Universe, *, delay_seconds: float, slow_chance: float) -> None:
+    def __init__(
+        self, universe: Universe, rng: Random, *, delay_seconds: float, slow_chance: float
+    ) -> None:
         self.universe = universe
+        self.rng = rng
         self.delay_seconds = delay_seconds
         self.slow_chance = slow_chance
         """How often a piece takes much longer than others."""
         self.cuts: set[tuple[str, str]] = set()
         """(from, to): nothing gets through."""
+        self.slow: dict[str, float] = {}
+        """Host -> how many times as long everything takes from and to it."""
         self._listeners: dict[str, tuple[Process, Callable[[], Any]]] = {}
         self._ends: dict[Transport, None] = {}
 
@@ -48,12 +55,13 @@ class Network:
     def mend(self) -> None:
         """Everything gets through again, what was stalled first."""
         self.cuts.clear()
+        self.slow.clear()
         for end in list(self._ends):
             end.pump()
 
     def break_some(self, chance: float) -> None:
         """Reset some connections, as middleboxes do."""
-        rng = self.universe.rng
+        rng = self.rng
         for end in list(self._ends):
             if end in self._ends and rng.random() < chance:
                 end.reset()
@@ -79,10 +87,12 @@ class Network:
 
     # -- for processes -----------------------------------------------------------------------
 
-    def delay(self) -> float:
+    def delay(self, here: str, there: str) -> float:
         """How long a piece travels."""
-        rng = self.universe.rng
+        rng = self.rng
         delay = self.delay_seconds * (0.5 + rng.random())
+        if self.slow:
+            delay *= max(self.slow.get(here, 1.0), self.slow.get(there, 1.0))
         return delay * 50 * rng.random() if rng.random() < self.slow_chance else delay
 
     def open(self, address: str, process: Process, factory: Callable[[], Any]) -> None:
@@ -99,19 +109,19 @@ class Network:
     ) -> tuple[Transport, Any]:
         """As `asyncio.loop.create_connection`."""
         there = address.rpartition(":")[0]
-        await asyncio.sleep(self.delay())
+        await asyncio.sleep(self.delay(process.host, there))
         while (process.host, there) in self.cuts or (there, process.host) in self.cuts:  # noqa: ASYNC110
             await asyncio.sleep(SYN_AGAIN_SECONDS)
         listener = self._listeners.get(address)
         if listener is None:
-            await asyncio.sleep(self.delay())
+            await asyncio.sleep(self.delay(process.host, there))
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         other, make = listener
         mine, theirs = Transport(self, process, address), Transport(self, other, process.host)
         mine.other, theirs.other = theirs, mine
         self._ends[mine] = self._ends[theirs] = None
         other.call_soon(theirs.begin, make)
-        await asyncio.sleep(self.delay())
+        await asyncio.sleep(self.delay(process.host, there))
         if mine.is_closing():
             raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         mine.begin(factory)
@@ -236,7 +246,7 @@ class Transport(asyncio.Transport):
 
     def reset(self) -> None:
         """The connection breaks; any beginning of what was under way still arrives."""
-        kept = self._network.universe.rng.randrange(len(self._outgoing) + 1)
+        kept = self._network.rng.randrange(len(self._outgoing) + 1)
         while len(self._outgoing) > kept:
             self._outgoing.pop()
         for data in self._outgoing:
@@ -251,7 +261,10 @@ class Transport(asyncio.Transport):
         self._network.forget(self)
         if self.orphaned:
             return
-        universe.at(universe.now + self._network.delay(), other.lost)
+        universe.at(universe.now + self._delay(), other.lost)
+
+    def _delay(self) -> float:
+        return self._network.delay(self.process.host, self.other.process.host)
 
     def lost(self) -> None:
         """The other side is gone."""
@@ -268,14 +281,14 @@ class Transport(asyncio.Transport):
         if (self.process.host, self.other.process.host) in network.cuts:
             return
         self._pumping = True
-        network.universe.at(network.universe.now + network.delay(), self._piece_arrives)
+        network.universe.at(network.universe.now + self._delay(), self._piece_arrives)
 
     def _piece_arrives(self) -> None:
         self._pumping = False
         network = self._network
         if (self.process.host, self.other.process.host) in network.cuts or self.orphaned:
             return
-        rng = network.universe.rng
+        rng = network.rng
         while self._outgoing:
             data = self._outgoing.popleft()
             if not data:

@@ -9,7 +9,7 @@ ticks, and what coalesces frames and fsyncs here as there.
 A process that is killed never runs again: nothing of it is woken, and what its remains do has no
 effect. One that is paused (SIGSTOP) runs what has gathered when it is resumed.
 
-Everything is decided by one seeded generator and by the order of events; `trace` is a hash of the
+Everything is decided by seeded generators and by the order of events; `trace` is a hash of the
 order, so two runs of one seed can be compared.
 """
 
@@ -28,7 +28,6 @@ from tests.simulation.network import Listener
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Callable, Coroutine
-    from random import Random
 
     from tests.simulation.network import Network
 
@@ -46,8 +45,7 @@ class Violation(AssertionError):
 class Universe:
     """Time, and what happens when."""
 
-    def __init__(self, rng: Random) -> None:
-        self.rng = rng
+    def __init__(self) -> None:
         self.now = 0.0
         self.steps = 0
         self.failure: BaseException | None = None
@@ -93,6 +91,10 @@ class Universe:
         self.now = max(self.now, until)
         return False
 
+    def is_quiet_until(self, when: float) -> bool:
+        """Whether nothing else happens before."""
+        return not self._heap or self._heap[0][0] > when
+
     def bury(self, process: Process) -> None:
         """Keep what is left of a process: its coroutines must not be finalised midway."""
         self._graves.append(process)
@@ -121,7 +123,7 @@ class Process:
         self._order = count()
         self._free_at = 0.0
         self._woken_for = float("inf")
-        self._exceptions: Callable[[dict[str, Any]], None] | None = None
+        self._in_turn = False
 
     # -- life --------------------------------------------------------------------------------
 
@@ -156,39 +158,52 @@ class Process:
         self._wake(self.universe.now)
 
     def _wake(self, when: float) -> None:
-        if not self.alive or self.paused:
+        if not self.alive or self.paused or self._in_turn:
             return
         when = max(when, self._free_at, self.universe.now)
         if when < self._woken_for:
             self._woken_for = when
-            self.universe.at(when, lambda: self._turn(when))
+            self.universe.at(when, lambda: self._turns(when))
 
-    def _turn(self, due: float) -> None:
+    def _turns(self, due: float) -> None:
+        """A turn, and more of them as long as nothing else happens meanwhile."""
         if not self.alive or self.paused or due != self._woken_for:
             return
+        universe, timers, ready = self.universe, self._timers, self._ready
         self._woken_for = float("inf")
+        before = events._get_running_loop()
+        events._set_running_loop(self._as_loop)
+        self._in_turn = True
+        try:
+            self._turn()
+            while ready and not self.paused and universe.is_quiet_until(self._free_at):
+                universe.now = self._free_at
+                universe.steps += 1
+                self._turn()
+        finally:
+            self._in_turn = False
+            events._set_running_loop(before)
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if ready:
+            self._wake(self._free_at)
+        elif timers:
+            self._wake(timers[0][0])
+
+    def _turn(self) -> None:
         now, timers, ready = self.universe.now, self._timers, self._ready
         while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
             if not timer.cancelled():
                 ready.append(timer)
         turn = len(ready)
-        before = events._get_running_loop()
-        events._set_running_loop(self._as_loop)
-        try:
-            for _ in range(turn):
-                if not ready:  # it was killed by itself
-                    break
-                handle = ready.popleft()
-                if not handle.cancelled():
-                    handle._run()
-        finally:
-            events._set_running_loop(before)
+        for _ in range(turn):
+            if not ready:  # it was killed by itself
+                break
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
         self._free_at = now + TURN_SECONDS + turn * HANDLE_SECONDS
-        if ready:
-            self._wake(self._free_at)
-        elif timers:
-            self._wake(timers[0][0])
 
     # -- what asyncio asks of a loop -----------------------------------------------------------
 

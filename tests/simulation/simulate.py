@@ -1,60 +1,75 @@
-"""`make simulate SEEDS=0:1000`: walk seeds, say what broke and how to see it again."""
+"""`make simulate SEEDS=0:1000`: run seeds, say what broke and how to see it again.
+
+The ratio of simulated to real time is virtual seconds over processor seconds of one process: all
+that a seed costs, its checks included. Two processes on two cores do twice as much in an hour.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tests.simulation.checkers import Undecided
-from tests.simulation.process_loop import Violation
-from tests.simulation.world import World
+from tests.simulation.shrink import Shrinker, run, story
 
 RUN_SEEDS = 10
 """In one task of a worker."""
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """What a seed came to."""
 
     seed: int
     fault: str
     virtual_seconds: float
+    processor_seconds: float
     operations: int
     answered: int
     faults: int
+    losses: int
+    serving_seconds: float
+    equal_seconds: float
 
 
-def run_seed(seed: int, *, logging: bool = False) -> tuple[Summary, World]:
+def run_seed(seed: int) -> Summary:
     """One seed, its violation included."""
-    world = World(seed, logging=logging)
-    fault = ""
-    try:
-        world.run()
-    except (Violation, Undecided, AssertionError) as error:
-        fault = f"{type(error).__name__}: {error}\n{world.plan}"
+    began = time.process_time()
+    world, fault = run(seed)
     events = world.history.events
     answered = sum(event.ended is not None for event in events)
-    seconds = world.universe.now
-    return Summary(seed, fault, seconds, len(events), answered, world.faults), world
+    return Summary(
+        seed,
+        f"{fault}\n{world.plan}" if fault else "",
+        world.universe.now,
+        time.process_time() - began,
+        len(events),
+        answered,
+        world.chaos.count,
+        world.chaos.losses,
+        world.serving_seconds,
+        world.equal_seconds,
+    )
 
 
 def run_seeds(seeds: range) -> list[Summary]:
     """Several, in a worker."""
     quiet()
-    return [run_seed(seed)[0] for seed in seeds]
+    summaries = [run_seed(seed) for seed in seeds]
+    gc.collect()
+    return summaries
 
 
 def quiet() -> None:
-    """Nodes that are killed by the hundred have much to say."""
+    """Nodes that are killed by the hundred have much to say, and leave cycles behind."""
     logging.getLogger("kvstore").setLevel(logging.CRITICAL)
+    gc.set_threshold(200_000, 20, 100)
 
 
 def parse_seeds(text: str) -> range:
@@ -66,38 +81,56 @@ def parse_seeds(text: str) -> range:
 @click.command()
 @click.argument("seeds", default="0:100")
 @click.option("--jobs", default=2, show_default=True, help="Worker processes.")
+@click.option("--shrink", is_flag=True, help="One seed: leave out what can be.")
 @click.option("--log", type=click.Path(path_type=Path), help="One seed: write all that happened.")
-def main(seeds: str, jobs: int, log: Path | None) -> None:
+def main(seeds: str, jobs: int, shrink: bool, log: Path | None) -> None:
     """Simulate whole clusters from SEEDS (``7`` or ``0:1000``) and check every promise."""
     wanted = parse_seeds(seeds)
-    began = time.perf_counter()
     if len(wanted) == 1:
-        quiet()
-        summary, world = run_seed(wanted[0], logging=True)
-        summaries = [summary]
-        if log is not None:
-            lines = [*(world.universe.log or ()), "", *map(str, world.history.events)]
-            log.write_text("\n".join(lines) + "\n")
-        click.echo(f"trace {world.universe.trace}")
-    else:
-        summaries = _walk(wanted, jobs)
-    seconds = time.perf_counter() - began
-    bad = sorted((s for s in summaries if s.fault), key=lambda s: s.seed)
+        sys.exit(_show(wanted[0], shrink=shrink, log=log))
+    began = time.perf_counter()
+    summaries = _walk(wanted, jobs)
+    bad = sorted(s for s in summaries if s.fault)
     for summary in bad:
         click.echo(f"\nseed {summary.seed}: {summary.fault}", err=True)
-        again = f"make simulate SEEDS={summary.seed} LOG=seed-{summary.seed}.txt"
-        click.echo(f"to see it again: {again}", err=True)
-    virtual = sum(s.virtual_seconds for s in summaries)
-    operations, answered = (
-        sum(s.operations for s in summaries),
-        sum(s.answered for s in summaries),
-    )
-    click.echo(
-        f"{len(summaries):,} seeds, {len(bad)} violations; {sum(s.faults for s in summaries):,} "
-        f"faults; {operations:,} operations, {answered:,} answered; {virtual:,.0f} s simulated in "
-        f"{seconds:,.0f} s ({virtual / seconds:.0f} x)"
-    )
+        log_name = f"seed-{summary.seed}.txt"
+        click.echo(f"see it: make simulate SEEDS={summary.seed} SHRINK=1 LOG={log_name}", err=True)
+    click.echo(_total(summaries, time.perf_counter() - began))
     sys.exit(bool(bad))
+
+
+def _show(seed: int, *, shrink: bool, log: Path | None) -> int:
+    """One seed, with its story."""
+    quiet()
+    world, fault = run(seed, logging=True)
+    if fault and shrink:
+        shrinker = Shrinker(seed, fault, world.plan)
+        plan = shrinker.shrink()
+        click.echo(
+            f"after {shrinker.runs} runs: {len(plan.faults)} of {len(world.plan.faults)} faults, "
+            f"{plan.chaos_seconds:.1f} of {world.plan.chaos_seconds:.1f} s"
+        )
+        world, fault = run(seed, plan, logging=True)
+    if log is not None:
+        log.write_text("\n".join(story(world, fault)) + "\n")
+    click.echo(f"trace {world.universe.trace}")
+    click.echo(f"seed {seed}: {fault or 'every promise was kept'}")
+    return bool(fault)
+
+
+def _total(summaries: list[Summary], seconds: float) -> str:
+    bad = sum(bool(s.fault) for s in summaries)
+    virtual = sum(s.virtual_seconds for s in summaries)
+    processor = sum(s.processor_seconds for s in summaries)
+    return (
+        f"{len(summaries):,} seeds, {bad} violations; {sum(s.faults for s in summaries):,} faults, "
+        f"{sum(s.losses for s in summaries):,} disks lost or rotten; "
+        f"{sum(s.operations for s in summaries):,} operations, "
+        f"{sum(s.answered for s in summaries):,} answered; healed: served within "
+        f"{max(s.serving_seconds for s in summaries):.1f} s, equal within "
+        f"{max(s.equal_seconds for s in summaries):.1f} s; {virtual:,.0f} s simulated by "
+        f"{processor:,.0f} s of processor ({virtual / processor:.0f} x) in {seconds:,.0f} s"
+    )
 
 
 def _walk(wanted: range, jobs: int) -> list[Summary]:
@@ -115,7 +148,7 @@ def _walk(wanted: range, jobs: int) -> list[Summary]:
             progress.advance(task, len(found))
             for summary in found:
                 if summary.fault:
-                    progress.console.print(f"seed {summary.seed} failed")
+                    progress.console.print(f"seed {summary.seed}: {summary.fault[:200]}")
     return summaries
 
 

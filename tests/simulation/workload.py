@@ -1,9 +1,11 @@
 """What simulated clients do, and what they write down about it.
 
-A customer is one task over the production client. It draws operations of all kinds on few, hot
-keys, tells the history when each began and how it ended, and sometimes settles an unknown outcome
-by repeating it under its id. What is written down is what the library promised: a result, "nothing
-was written" (refused), or nothing known (open).
+A customer is one task over the production client. It works in bursts, with rests between them. It
+draws operations of all kinds on few, hot keys, tells the history when each began and how it ended,
+and sometimes settles an unknown outcome by repeating it under its id. What is written down is what
+the library promised: a result, "nothing was written" (refused), or nothing known (open).
+
+A scan is written down as a read of every key that it could have named, with or without a value.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from tests.simulation.checkers import (
     Put,
     Touch,
 )
+from tests.simulation.process_loop import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,10 +45,12 @@ if TYPE_CHECKING:
 
     from kvstore.client.aio import AsyncClient
     from tests.simulation.machines import Caller
+    from tests.simulation.plan import Plan
     from tests.simulation.process_loop import Universe
 
 REFUSALS = (Unavailable, DeadlineExceeded, Overloaded)
 TTL_SECONDS = 0.4
+REST_LOOK_SECONDS = 1.0
 EPOCH_SECONDS = 1.5
 """Keys change their names after so long: the search for an order is exponential in the worst case,
 and a hundred operations on a key show what a thousand would."""
@@ -68,6 +73,14 @@ class History:
         """All that was ever asked for."""
         return sorted({key for event in self.events for key in event.keys})
 
+    def lasting(self) -> dict[str, Any]:
+        """Keys that were written once and for all, with their values."""
+        return {
+            event.key: event.action.value
+            for event in self.events
+            if event.key[0] == "b" and event.ended is not None and isinstance(event.action, Put)
+        }
+
     def begin(self, client: str, key: str, action: Action) -> Event:
         """An operation is about to be sent."""
         event = Event(client, key, action, next(self._order), self._universe.now)
@@ -86,27 +99,20 @@ class Customer:
     Args:
         caller: Whose client.
         history: What is written down.
-        keys: On which it works; those of a batch share a slot.
-        pause_seconds: Between two operations, on average.
-        kinds: Which operations, by name, as often as they stand there.
+        number: Of those that use this client.
+        plan: Which operations, on how many keys, how often.
+        rng: All of this customer's chance.
     """
 
     def __init__(
-        self,
-        caller: Caller,
-        history: History,
-        number: int,
-        keys: list[str],
-        pause_seconds: float,
-        kinds: list[str],
+        self, caller: Caller, history: History, number: int, plan: Plan, rng: Random
     ) -> None:
         self._client: AsyncClient = caller.client
-        self._rng: Random = caller.rng
+        self._rng = rng
         self._history = history
         self._name = f"{caller.host}.{number}"
-        self._keys = keys
-        self._pause_seconds = pause_seconds
-        self._kinds = kinds
+        self._keys = [f"k{n}" for n in range(plan.keys)]
+        self._plan = plan
         self._values = count(1)
         self._versions: dict[str, str] = {}
         self._actions: dict[str, Callable[[str], Awaitable[None]]] = {
@@ -120,23 +126,48 @@ class Customer:
             "touch": self._touch,
             "batch": self._batch,
             "many": self._many,
+            "scan": self._scan,
+            "bulk": self._bulk,
         }
         self.stopping = False
 
     async def run(self) -> None:
         """Until it is told to stop."""
+        plan, rng = self._plan, self._rng
         while not self.stopping:
-            name = self._present(self._rng.choice(self._keys))
-            await self._actions[self._rng.choice(self._kinds)](name)
-            await asyncio.sleep(self._pause_seconds * 2 * self._rng.random())
+            for _ in range(rng.randrange(2 * plan.burst_operations)):
+                name = self._present(rng.choice(self._keys))
+                await self._actions[rng.choice(plan.kinds)](name)
+                await asyncio.sleep(plan.pause_seconds * 2 * rng.random())
+                if self.stopping:
+                    break
+            else:
+                await self._rest(plan.rest_seconds * 2 * rng.random())
+
+    async def _rest(self, seconds: float) -> None:
+        """So long, but not when it is told to stop."""
+        until = self._history.now + seconds
+        while (left := until - self._history.now) > 0 and not self.stopping:  # noqa: ASYNC110
+            await asyncio.sleep(min(left, REST_LOOK_SECONDS))
 
     async def read_all(self, keys: list[str]) -> None:
         """The last look, when all is well again."""
-        for key in keys:
-            answered = False
-            while not answered:
-                await self._get(key)
-                answered = self._history.events[-1].ended is not None
+        lasting = self._history.lasting()
+        alone = [key for key in keys if key not in lasting]
+        together = [key for key in keys if key in lasting]
+        for key in alone:
+            await self._until_answered(1, self._get, key)
+        for at in range(0, len(together), 50):
+            some = together[at : at + 50]
+            await self._until_answered(len(some), self._get_many, some)
+
+    async def _until_answered(
+        self, events: int, read: Callable[[Any], Awaitable[None]], about: Any
+    ) -> None:
+        answered = False
+        while not answered:
+            await read(about)
+            answered = all(event.ended is not None for event in self._history.events[-events:])
 
     def _present(self, name: str) -> str:
         """The key that has this name now."""
@@ -261,8 +292,18 @@ class Customer:
         picked = self._rng.sample(names, min(len(names), 3))
         if self._rng.random() < 0.5:
             await self._get_many(picked)
-            return
-        values = {name: self._value() for name in picked}
+        else:
+            await self._put_many({name: self._value() for name in picked})
+
+    async def _bulk(self, key: str) -> None:
+        """Many keys that nobody has used before."""
+        number, many = next(self._values), self._rng.choice((3, 3, 3, 40))
+        values = {f"b{self._name}:{number}:{n}": self._value() for n in range(many)}
+        await self._put_many(values)
+        if self._rng.random() < 0.5:
+            await self._get_many(list(values))
+
+    async def _put_many(self, values: dict[str, str]) -> None:
         begun = {
             name: self._history.begin(self._name, name, Put(value))
             for name, value in values.items()
@@ -280,6 +321,34 @@ class Customer:
                 event.refused, event.label = True, str(error)
             elif not isinstance(error, OutcomeUnknown):
                 raise error
+
+    async def _scan(self, key: str) -> None:
+        """Everything, in pages of a few keys."""
+        names = [self._present(name) for name in self._keys]
+        names += [f"n:{name}" for name in names]
+        begun = {name: self._history.begin(self._name, name, Get()) for name in names}
+        lasting = self._history.lasting()
+        found: dict[Any, tuple[Any, str]] = {}
+        cursor: str | None = None
+        limit = self._rng.choice((3, 100))
+        try:
+            while True:
+                page = await self._client.scan_page("", limit=limit, cursor=cursor)
+                for name, entry in zip(page.keys, page.entries, strict=True):
+                    if name in found:
+                        raise Violation(f"a scan named {name!r} twice")
+                    found[name] = (entry.value, entry.version)
+                if (cursor := page.cursor) is None:
+                    break
+        except REFUSALS:
+            for event in begun.values():
+                event.refused = True
+            return
+        for name, event in begun.items():
+            self._history.end(event, found.get(name))
+        for name, answer in lasting.items():
+            if found.get(name, (None,))[0] != answer:
+                raise Violation(f"a scan missed {name!r}: {found.get(name)} instead of {answer!r}")
 
     async def _get_many(self, picked: list[str]) -> None:
         begun = [self._history.begin(self._name, name, Get()) for name in picked]

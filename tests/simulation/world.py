@@ -1,27 +1,28 @@
 """A whole cluster from one seed: nodes, clients, faults, and the judgement at the end.
 
-The nodes and clients are the production code (everything but sockets, disk and clock). A seed
-draws the size of the cluster, the speed of network and disk, what clients do, and which kinds of
-fault there are at all (*swarm testing*, Groce et al., ISSTA 2012: a run with every fault hides
-what a run with few would show). Then, after TigerBeetle's VOPR: a time of chaos in which only
-safety is asked for; then all faults stop, and everything must be well again within a bound.
+The nodes and clients are the production code (everything but sockets, disk and clock). What a seed
+draws is its `tests.simulation.plan.Plan`. It runs in three parts, after TigerBeetle's VOPR: a time
+of chaos in which only safety is asked for; then all faults stop, and everything must be well again
+within a bound; then everything is read once more and the whole history judged.
 
-What is checked: after each moment of chaos, replicas at equal positions have equal content, and no
-two primaries have one ballot; when all is healed, every slot is served by its first member and all
-replicas are equal; and the history of all clients, with a last look at every key, is linearizable.
+What is checked: often, all that `tests.simulation.auditor` knows to hold at any time; when all is
+healed, that every slot is where the topology wants it and all replicas are equal; that no operation
+was carried out twice and nothing is left waiting; that what clients saw is linearizable, that a
+scan names every key that was there all the time exactly once, and that watchers heard everything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from random import Random
 from typing import TYPE_CHECKING, Any
 
-from cluster.slot import Primary
+from tests.simulation.auditor import Auditor
 from tests.simulation.checkers import Checker
-from tests.simulation.machines import Caller, Machine
+from tests.simulation.faults import Chaos
+from tests.simulation.knobs import turned
+from tests.simulation.machines import Caller, Machine, MachineSettings
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer
+from tests.simulation.plan import draw_plan, rng_of
 from tests.simulation.process_loop import Universe, Violation
 from tests.simulation.workload import TTL_SECONDS, Customer, History
 
@@ -29,93 +30,66 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from cluster.slot import Slot
+    from tests.simulation.plan import Plan
 
-CHAOS_SECONDS = 12.0
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.2
 START_SECONDS = 30.0
-HEAL_SECONDS = 20.0
+SERVING_SECONDS_MAX = 10.0
+"""From the last fault until every slot is served."""
+EQUAL_SECONDS_MAX = 60.0
+"""... until all moves are finished and all replicas are equal."""
+CLIENTS_SECONDS_MAX = 30.0
 SLOT_COUNT = 8
-SKEW_SECONDS = 2.0
-KINDS = ("put", "get", "get", "incr", "delete", "cas", "absent", "ttl", "touch", "batch", "many")
-FAULTS = ("kill", "power", "pause", "cut", "bridge", "break", "stop", "skew")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a seed drew; printed with a failure, so that a person sees what kind of run it was."""
-
-    nodes: int
-    delay_seconds: float
-    slow_chance: float
-    sync_seconds: float
-    slow_sync_chance: float
-    callers: int
-    customers: int
-    observers: int
-    pause_seconds: float
-    timeout_seconds: float
-    """Of a client's call: short ones leave outcomes open."""
-    keys: int
-    kinds: tuple[str, ...]
-    faults: tuple[str, ...]
-    calm_seconds: float
-    """Between two faults, on average."""
-
-
-def draw_plan(rng: Random) -> Plan:
-    """The swarm."""
-    faults = tuple(fault for fault in FAULTS if rng.random() < 0.4)
-    kinds = tuple(kind for kind in KINDS if rng.random() < 0.6) or ("put", "get")
-    return Plan(
-        nodes=rng.choice((3, 3, 3, 4, 5)),
-        delay_seconds=rng.choice((0.0001, 0.0005, 0.003)),
-        slow_chance=rng.choice((0.0, 0.01, 0.05)),
-        sync_seconds=rng.choice((0.0002, 0.001, 0.005)),
-        slow_sync_chance=rng.choice((0.0, 0.02)),
-        callers=rng.choice((1, 2, 3)),
-        customers=rng.choice((1, 2, 4)),
-        observers=rng.choice((0, 1, 2)),
-        pause_seconds=rng.choice((0.02, 0.1, 0.4)),
-        timeout_seconds=rng.choice((0.2, 1.0, 5.0)),
-        keys=rng.choice((1, 2, 4)),
-        kinds=kinds,
-        faults=faults or ("kill",),
-        calm_seconds=rng.choice((0.2, 0.6, 2.0)),
-    )
+SPARES = 2
+"""Machines that may join."""
 
 
 class World:
-    """One run."""
+    """One run.
 
-    def __init__(self, seed: int, *, logging: bool = False) -> None:
+    Args:
+        seed: Decides everything ...
+        plan: ... but what is left out here; None is the seed's own.
+        logging: Whether to keep a log of what happens, for people.
+    """
+
+    def __init__(self, seed: int, plan: Plan | None = None, *, logging: bool = False) -> None:
         self.seed = seed
-        rng = Random(f"world {seed}")
-        self.plan = plan = draw_plan(rng)
-        self.universe = Universe(rng)
+        self.plan = plan = plan or draw_plan(seed)
+        self.universe = Universe()
         if logging:
             self.universe.log = []
         self.network = Network(
-            self.universe, delay_seconds=plan.delay_seconds, slow_chance=plan.slow_chance
+            self.universe,
+            rng_of(seed, "network"),
+            delay_seconds=plan.delay_seconds,
+            slow_chance=plan.slow_chance,
+        )
+        settings = MachineSettings(
+            SLOT_COUNT, plan.sync_seconds, plan.slow_sync_chance, plan.knobs.scrub_bytes_per_s
         )
         self.machines = [
-            Machine(self.universe, self.network, n, plan.nodes, plan.sync_seconds)
-            for n in range(1, plan.nodes + 1)
+            Machine(
+                self.universe, self.network, n, plan.nodes, settings, rng_of(seed, "machine", n)
+            )
+            for n in range(1, plan.nodes + SPARES + 1)
         ]
         self.history = History(self.universe)
-        self.callers = [
-            Caller(self.universe, self.network, n, plan.nodes, plan.timeout_seconds)
-            for n in range(plan.callers)
-        ]
+        self.callers = [self._caller(n, plan.timeout_seconds) for n in range(plan.callers)]
         self.customers: list[Customer] = []
         self.observers = [
-            Observer(Caller(self.universe, self.network, n, plan.nodes, 5.0), SLOT_COUNT)
-            for n in range(100, 100 + plan.observers)
+            Observer(self._caller(n, 5.0), SLOT_COUNT) for n in range(100, 100 + plan.observers)
         ]
+        self.auditor = Auditor(self, SLOT_COUNT)
+        self.chaos = Chaos(self)
         self._last_look = 0
-        self.faults = 0
+        self._healed_at = 0.0
         self.serving_seconds = 0.0
         self.equal_seconds = 0.0
+
+    def _caller(self, number: int, timeout_seconds: float) -> Caller:
+        rng = rng_of(self.seed, "caller", number)
+        return Caller(self.universe, self.network, number, self.plan.nodes, timeout_seconds, rng)
 
     # -- the run -----------------------------------------------------------------------------
 
@@ -125,102 +99,85 @@ class World:
         Raises:
             Violation: a promise was broken.
         """
+        with turned(self.plan.knobs):
+            self._begin()
+            tasks = self._start_customers()
+            self._suffer()
+            self._heal(tasks)
+            self._look_back()
+        self._judge()
+        return self.universe.trace
+
+    def _begin(self) -> None:
         for machine in self.machines:
-            machine.disk.slow_chance = self.plan.slow_sync_chance
-            machine.start(slot_count=SLOT_COUNT)
-        if not self.universe.run(self.universe.now + START_SECONDS, self.is_served):
+            if not machine.joins:
+                machine.start()
+        if not self._settles(START_SECONDS, self.auditor.is_served):
             raise Violation("the cluster does not start")
         for observer in self.observers:
             observer.start()
-        tasks = self._start_customers()
-        self._chaos()
-        self._heal(tasks)
-        self._judge()
-        return self.universe.trace
 
     def _start_customers(self) -> list[asyncio.Task[None]]:
         plan, tasks = self.plan, []
         for caller in self.callers:
             for number in range(plan.customers):
-                customer = Customer(
-                    caller,
-                    self.history,
-                    number,
-                    [f"k{n}" for n in range(plan.keys)],
-                    plan.pause_seconds,
-                    list(plan.kinds),
-                )
+                rng = rng_of(self.seed, "customer", caller.host, number)
+                customer = Customer(caller, self.history, number, plan, rng)
                 self.customers.append(customer)
                 tasks.append(caller.process.spawn(customer.run()))
         return tasks
 
-    def _chaos(self) -> None:
-        universe, rng = self.universe, self.universe.rng
-        end = universe.now + CHAOS_SECONDS
-        next_fault = universe.now + self.plan.calm_seconds * 2 * rng.random()
+    def _suffer(self) -> None:
+        universe = self.universe
+        begin = universe.now
+        end = begin + self.plan.chaos_seconds
+        faults = [(begin + fault.at, fault) for fault in reversed(self.plan.faults)]
+        next_look = begin
         while universe.now < end:
-            universe.run(min(universe.now + LOOK_SECONDS, end))
-            self.check()
-            if universe.now >= next_fault:
-                self._fault(rng.choice(self.plan.faults))
-                next_fault = universe.now + self.plan.calm_seconds * 2 * rng.random()
-            self._recover()
+            until = min(next_look, faults[-1][0] if faults else end, end)
+            universe.run(until)
+            if faults and universe.now >= faults[-1][0]:
+                self.chaos.carry_out(faults.pop()[1])
+            if universe.now >= next_look:
+                self._care()
+                self.auditor.look()
+                next_look = universe.now + LOOK_SECONDS
 
-    def _fault(self, kind: str) -> None:
-        universe, rng = self.universe, self.universe.rng
-        machine = rng.choice(self.machines)
-        self.faults += 1
-        universe.note("fault", kind, machine.host)
-        match kind:
-            case "kill" | "power":
-                if machine.running:
-                    machine.crash(silently=kind == "power")
-            case "pause":
-                if machine.process is not None:
-                    machine.process.pause()
-                    process = machine.process
-                    universe.at(universe.now + rng.choice((0.1, 0.7, 3.0)), process.resume)
-            case "cut":
-                others = [m.host for m in self.machines if m is not machine]
-                if rng.random() < 0.3:
-                    others += [caller.host for caller in self.callers]
-                ways = rng.choice(("in", "out", "both"))
-                for other in others:
-                    if ways != "out":
-                        self.network.cut([(other, machine.host)])
-                    if ways != "in":
-                        self.network.cut([(machine.host, other)])
-                universe.at(universe.now + rng.choice((0.3, 1.5, 4.0)), self.network.mend)
-            case "bridge":
-                left, right = rng.sample([m.host for m in self.machines], 2)
-                self.network.cut([(left, right), (right, left)])
-                universe.at(universe.now + rng.choice((0.3, 1.5, 4.0)), self.network.mend)
-            case "break":
-                self.network.break_some(rng.choice((0.1, 0.5, 1.0)))
-            case "stop":
-                self._stop(machine)
-            case "skew":
-                machine.clock.skew_ms = int(rng.uniform(-1, 1) * 500 * SKEW_SECONDS)
-            case _:
-                raise AssertionError(kind)
+    def start_later(self, machine: Machine, seconds: float) -> None:
+        """Whoever is down comes back."""
+        machine.start_is_due = True
+        self.universe.at(self.universe.now + seconds, lambda: self._start(machine))
 
-    def _stop(self, machine: Machine) -> None:
-        """SIGTERM: the process ends when it has closed."""
-        if machine.process is None or machine.process.paused:
+    def _start(self, machine: Machine) -> None:
+        machine.start_is_due = False
+        if machine.running or machine.out or machine.disk.free_bytes == 0:
             return
-        process = machine.process
+        if machine.disk.lost:  # R12: it comes back empty, and as somebody else
+            machine.new_disk()
+            machine.replaces = machine.host
+        machine.start()
 
-        def gone(_: asyncio.Task[None]) -> None:
-            if machine.process is process:
-                machine.crash(silently=False)
+    def let_join(self, machine: Machine) -> None:
+        """A machine that is no part of the cluster becomes one, with an empty disk."""
+        machine.new_disk()
+        machine.out, machine.replaces = False, ""
+        machine.start()
 
-        machine.stop().add_done_callback(gone)
-
-    def _recover(self) -> None:
-        """Whoever is down comes back sooner or later."""
+    def _care(self) -> None:
+        """What an operator does at any time: start what ended, switch off what has left."""
+        topologies = [node.topology for _, node in self.nodes()]
+        newest = max(topologies, key=lambda topology: topology.epoch, default=None)
         for machine in self.machines:
-            if not machine.running and self.universe.rng.random() < LOOK_SECONDS / 1.0:
-                machine.start(slot_count=SLOT_COUNT)
+            node = machine.node
+            if machine.out:
+                continue
+            if node is None:
+                if not machine.start_is_due:
+                    self.start_later(machine, 1.0)
+            elif node.topology is not None and newest and newest.node(machine.id) is None:
+                self.universe.note("left", machine.host)
+                machine.crash(silently=False)
+                machine.out = True
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -228,37 +185,66 @@ class World:
         """All faults stop; everything must be well within a bound."""
         universe = self.universe
         universe.note("heal")
+        self._healed_at = universe.now
         self.network.mend()
+        self.chaos.settle()
         for machine in self.machines:
-            machine.clock.skew_ms = 0
             if machine.process is None:
-                machine.start(slot_count=SLOT_COUNT)
+                self._start(machine)
             elif machine.process.paused:
                 machine.process.resume()
         for customer in self.customers:
             customer.stopping = True
-        begin = universe.now
-        until = begin + HEAL_SECONDS
-        if not self._settles(until, lambda: all(task.done() for task in tasks)):
+        if not self._settles(SERVING_SECONDS_MAX, self.auditor.is_served):
+            told = [node.board.not_ready_reason() for _, node in self.nodes()]
+            raise Violation(f"not served {SERVING_SECONDS_MAX:g} s after the last fault: {told}")
+        begin = self._healing_since()
+        self.serving_seconds = max(universe.now - begin, 0.0)
+        if not self._settles(CLIENTS_SECONDS_MAX, lambda: all(task.done() for task in tasks)):
             raise Violation("clients do not end")
         for task in tasks:
             task.result()
-        if not self._settles(until, self.is_served):
-            raise Violation(f"not served {HEAL_SECONDS:g} s after the last fault: {self.places()}")
-        self.serving_seconds = universe.now - begin
-        if not self._settles(begin + HEAL_SECONDS, self.replicas_equal):
-            raise Violation(f"replicas differ after {HEAL_SECONDS:g} s: {self.places()}")
-        self.equal_seconds = universe.now - begin
-        self.check()
+        if not self._settles(EQUAL_SECONDS_MAX, self._is_mended):
+            why = "; ".join(self.auditor.unequal())
+            raise Violation(f"not mended {EQUAL_SECONDS_MAX:g} s after the last fault: {why}")
+        self.equal_seconds = max(universe.now - self._healing_since(), 0.0)
+        self.auditor.look()
+
+    def _is_mended(self) -> bool:
+        self.chaos.resume_moves()
+        return self.auditor.is_served() and self.auditor.is_equal()
+
+    def _healing_since(self) -> float:
+        """When the last fault was over: whoever was being stopped has been started again."""
+        return max(self._healed_at, *(m.started_at for m in self.machines))
+
+    def _settles(self, seconds: float, is_well: Callable[[], bool]) -> bool:
+        """Whether a moment comes in which all is well."""
+        universe = self.universe
+        while universe.now < self._healing_since() + seconds:
+            if is_well():
+                return True
+            self._care()
+            universe.run(universe.now + LOOK_SECONDS)
+        return False
+
+    def _look_back(self) -> None:
+        """Everything is read once more, when nothing else happens."""
+        universe = self.universe
         last = self.customers[0]
         universe.run(universe.now + 2 * TTL_SECONDS)  # or a key may expire between two looks
         self._last_look = len(self.history.events)
         task = self.callers[0].process.spawn(last.read_all(self.history.keys()))
-        if not universe.run(universe.now + HEAL_SECONDS, task.done):
+        if not universe.run(universe.now + CLIENTS_SECONDS_MAX, task.done):
             raise Violation("the last look does not end")
         task.result()
-        if not self._settles(universe.now + HEAL_SECONDS, lambda: not any(self._unheard())):
-            raise Violation(f"watch: {next(filter(None, self._unheard()))[:3]}")
+        until = universe.now + CLIENTS_SECONDS_MAX
+        while any(self._unheard()):
+            if universe.now > until:
+                raise Violation(f"watch: {next(filter(None, self._unheard()))[:3]}")
+            universe.run(universe.now + LOOK_SECONDS)
+        self.auditor.check_exactly_once()
+        self.auditor.check_at_rest()
 
     def _unheard(self) -> Iterator[list[str]]:
         """What each observer has not heard yet, of what it should have."""
@@ -269,93 +255,17 @@ class World:
         for observer in self.observers:
             yield observer.missed(self.history.events) + observer.differences(state)
 
-    def _settles(self, until: float, is_well: Callable[[], bool]) -> bool:
-        """Whether a moment comes in which all is well."""
-        universe = self.universe
-        while universe.now < until:
-            if is_well():
-                return True
-            for machine in self.machines:  # one that was told to stop may only have stopped now
-                if machine.process is None:
-                    machine.start(slot_count=SLOT_COUNT)
-            universe.run(universe.now + LOOK_SECONDS)
-        return False
-
     def _judge(self) -> None:
-        checker = Checker(skew=SKEW_SECONDS + 0.01)
+        checker = Checker(skew=self.plan.skew_seconds + 0.01)
         faults = checker.faults(self.history.events)
         if faults:
             lines = "\n".join(map(str, faults[0]))
             raise Violation(f"not linearizable:\n{lines}")
 
-    # -- what holds at any time ----------------------------------------------------------------
-
     def nodes(self) -> list[tuple[Machine, Any]]:
-        """The running nodes that are founded."""
+        """The running nodes that are founded or taken in."""
         return [
             (machine, machine.node)
             for machine in self.machines
             if machine.node is not None and machine.node.topology is not None
         ]
-
-    def is_served(self) -> bool:
-        """Whether every node runs and knows a primary for every slot."""
-        nodes = self.nodes()
-        return len(nodes) == len(self.machines) and not any(
-            node.board.not_ready_reason() for _, node in nodes
-        )
-
-    def replicas(self) -> list[list[tuple[Machine, Slot]]]:
-        """By slot, who holds it; the system slot is the last."""
-        held: list[list[tuple[Machine, Slot]]] = [[] for _ in range(SLOT_COUNT + 1)]
-        for machine, node in self.nodes():
-            for slot in node.table.slots:
-                if slot is not None and slot.holds_state:
-                    held[slot.number].append((machine, slot))
-        return held
-
-    def replicas_equal(self) -> bool:
-        """Whether all replicas of each slot stand at one position, with nothing in flight."""
-        for held in self.replicas():
-            if len({slot.position for _, slot in held}) != 1:
-                return False
-            leads = [slot.role for _, slot in held if isinstance(slot.role, Primary)]
-            if len(leads) != 1 or leads[0].committed != held[0][1].sequence:
-                return False
-        return True
-
-    def check(self) -> None:
-        """The invariants of the protocol, over all nodes.
-
-        Raises:
-            Violation: one does not hold.
-        """
-        for _, node in self.nodes():
-            node.table.check()
-        for number, held in enumerate(self.replicas()):
-            ballots = [s.role.ballot for _, s in held if isinstance(s.role, Primary)]
-            if len(set(ballots)) != len(ballots):
-                raise Violation(f"slot {number} has two primaries of one ballot")
-            first: dict[Any, tuple[str, Any]] = {}
-            for machine, slot in held:
-                content = self.content(machine, slot)
-                host, other = first.setdefault(slot.position, (machine.host, content))
-                if other != content:
-                    raise Violation(
-                        f"slot {number}: {host} and {machine.host} differ at {slot.position}"
-                    )
-
-    def content(self, machine: Machine, slot: Slot) -> Any:
-        """Records, key log and config of a replica."""
-        assert machine.node is not None
-        store = machine.node.store
-        records = store.scan(slot.prefix, b"", 1_000)
-        return (tuple(records), tuple(store.log_entries(slot.prefix, 0)), slot.config)
-
-    def places(self) -> str:
-        """Where the replicas stand, for a message."""
-        return "; ".join(
-            f"{number}: "
-            + ", ".join(f"{m.host} {s.position.established}.{s.sequence}" for m, s in held)
-            for number, held in enumerate(self.replicas())
-        )
