@@ -6,8 +6,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from cluster.membership import Patience
+from cluster.scrub import BYTES_PER_S_DEFAULT
 from cluster.topology import ACTIVE, AWAY
-from tests.simulation.machines import Caller, Machine
+from tests.simulation.machines import Caller, Machine, MachineSettings
 from tests.simulation.network import Network
 from tests.simulation.process_loop import Universe
 
@@ -23,14 +24,17 @@ class Site:
     """Four machines and a client, with virtual time."""
 
     def __init__(self, seed: int) -> None:
-        self.universe = Universe(Random(seed))
-        self.network = Network(self.universe, delay_seconds=0.0005, slow_chance=0.0)
+        rng = Random(seed)
+        self.universe = Universe()
+        self.network = Network(self.universe, rng, delay_seconds=0.0005, slow_chance=0.0)
+        settings = MachineSettings(SLOTS, 0.001, 0.0, BYTES_PER_S_DEFAULT)
         self.machines = [
-            Machine(self.universe, self.network, n, NODES, 0.001) for n in range(1, NODES + 1)
+            Machine(self.universe, self.network, n, NODES, settings, rng)
+            for n in range(1, NODES + 1)
         ]
-        self.caller = Caller(self.universe, self.network, 1, NODES, 5.0)
+        self.caller = Caller(self.universe, self.network, 1, NODES, 5.0, rng)
         for machine in self.machines:
-            machine.start(slot_count=SLOTS)
+            machine.start()
         self.until(lambda: all(self.knows(n, state=ACTIVE) for n in self.machines), 30)
 
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
@@ -92,9 +96,9 @@ def test_a_node_that_stays_dead_is_replaced_and_comes_back_as_a_member() -> None
     assert site.call(db.get_many(list(written))) == written
     written |= {f"k{n}": -n for n in range(25)}
     site.call(db.put_many(written))
-    site.machines[0].start(slot_count=SLOTS)
+    site.machines[0].start()
 
-    lost.start(slot_count=SLOTS)
+    lost.start()
     site.until(lambda: site.knows(lost, ACTIVE), 30)
     site.until(site.is_settled, 30)
     assert lost.node is not None

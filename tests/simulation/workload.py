@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from kvstore.client.aio import AsyncClient
     from tests.simulation.machines import Caller
-    from tests.simulation.plan import Plan
     from tests.simulation.process_loop import Universe
 
 REFUSALS = (Unavailable, DeadlineExceeded, Overloaded)
@@ -100,19 +99,36 @@ class Customer:
         caller: Whose client.
         history: What is written down.
         number: Of those that use this client.
-        plan: Which operations, on how many keys, how often.
-        rng: All of this customer's chance.
+        keys: On which it works; those of a batch share a slot.
+        pause_seconds: Between two operations, on average.
+        kinds: Which operations, by name, as often as they stand there.
+        burst: Operations in a row, on average, before it rests.
+        rest_seconds: How long, on average.
+        rng: All of this customer's chance; the caller's if None.
     """
 
     def __init__(
-        self, caller: Caller, history: History, number: int, plan: Plan, rng: Random
+        self,
+        caller: Caller,
+        history: History,
+        number: int,
+        keys: list[str],
+        pause_seconds: float,
+        kinds: list[str],
+        *,
+        burst: int = 1,
+        rest_seconds: float = 0.0,
+        rng: Random | None = None,
     ) -> None:
         self._client: AsyncClient = caller.client
-        self._rng = rng
+        self._rng: Random = rng or caller.rng
         self._history = history
         self._name = f"{caller.host}.{number}"
-        self._keys = [f"k{n}" for n in range(plan.keys)]
-        self._plan = plan
+        self._keys = keys
+        self._pause_seconds = pause_seconds
+        self._kinds = kinds
+        self._burst = burst
+        self._rest_seconds = rest_seconds
         self._values = count(1)
         self._versions: dict[str, str] = {}
         self._actions: dict[str, Callable[[str], Awaitable[None]]] = {
@@ -133,16 +149,16 @@ class Customer:
 
     async def run(self) -> None:
         """Until it is told to stop."""
-        plan, rng = self._plan, self._rng
+        rng = self._rng
         while not self.stopping:
-            for _ in range(rng.randrange(2 * plan.burst_operations)):
+            for _ in range(rng.randrange(2 * self._burst)):
                 name = self._present(rng.choice(self._keys))
-                await self._actions[rng.choice(plan.kinds)](name)
-                await asyncio.sleep(plan.pause_seconds * 2 * rng.random())
+                await self._actions[rng.choice(self._kinds)](name)
+                await asyncio.sleep(self._pause_seconds * 2 * rng.random())
                 if self.stopping:
                     break
             else:
-                await self._rest(plan.rest_seconds * 2 * rng.random())
+                await self._rest(self._rest_seconds * 2 * rng.random())
 
     async def _rest(self, seconds: float) -> None:
         """So long, but not when it is told to stop."""

@@ -122,7 +122,17 @@ class World:
         for caller in self.callers:
             for number in range(plan.customers):
                 rng = rng_of(self.seed, "customer", caller.host, number)
-                customer = Customer(caller, self.history, number, plan, rng)
+                customer = Customer(
+                    caller,
+                    self.history,
+                    number,
+                    [f"k{n}" for n in range(plan.keys)],
+                    plan.pause_seconds,
+                    list(plan.kinds),
+                    burst=plan.burst_operations,
+                    rest_seconds=plan.rest_seconds,
+                    rng=rng,
+                )
                 self.customers.append(customer)
                 tasks.append(caller.process.spawn(customer.run()))
         return tasks
