@@ -6,6 +6,8 @@ as many fsyncs as a single write.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from cluster.operations import (
@@ -20,7 +22,11 @@ from cluster.operations import (
     Number,
     Put,
 )
+from cluster.slot import Primary
 from tests.cluster.core_harness import SLOT, Asked, Cluster
+
+if TYPE_CHECKING:
+    import pytest
 
 RAW = msgspec.Raw(msgspec.msgpack.encode("value"))
 
@@ -103,3 +109,28 @@ def test_a_primary_that_reaches_no_quorum_takes_nothing() -> None:
     c.settle()
     assert isinstance(before.answer, Done)
     assert isinstance(again.answer, Number)
+
+
+def test_r5_held_retries_that_fill_the_room_wait_for_the_new_ballot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.primary.RETRIED_OPERATIONS_MAX", 2)
+    c = Cluster()
+    node = c.nodes[1]
+    asked = [c.new(Incr(b"n", 1)) for _ in range(4)]
+    node.table.leadership.renew(c.slot(1))
+    node.end_tick()
+    while not isinstance(c.slot(1).role, Primary):
+        c.sync(*c.ids)
+        c.deliver_all()
+    assert not c.serves(1)
+    for each in asked:
+        c.submit(1, each, retry=True)
+        assert each.accepted
+    c.settle()
+    assert [each.moved for each in asked] == [[True]] * 4
+    assert c.value(1, b"n") == 2  # the first two, which filled the room
+    for each in asked:
+        c.retry(1, each)
+        c.settle()
+    assert c.value(1, b"n") == 4

@@ -22,14 +22,12 @@ from cluster.operations import (
     Failed,
     Found,
     Get,
-    Incr,
     Number,
     Put,
     Result,
     Stale,
 )
 from cluster.records import decode_record, pack_version
-from cluster.slot import Primary
 from tests.cluster.core_harness import SLOT, Cluster
 
 
@@ -320,31 +318,6 @@ def test_r5_when_the_ids_of_retries_are_full_a_new_ballot_is_taken(
     assert c.serves(1)
     assert c.primary(1).retried == set()
     assert c.value(1, b"n") == 2
-
-
-def test_r5_held_retries_that_fill_the_room_wait_for_the_new_ballot(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("cluster.primary.RETRIED_OPERATIONS_MAX", 2)
-    c = Cluster()
-    node = c.nodes[1]
-    asked = [c.new(Incr(b"n", 1)) for _ in range(4)]
-    node.table.leadership.renew(c.slot(1))
-    node.end_tick()
-    while not isinstance(c.slot(1).role, Primary):
-        c.sync(*c.ids)
-        c.deliver_all()
-    assert not c.serves(1)
-    for each in asked:
-        c.submit(1, each, retry=True)
-        assert each.accepted
-    c.settle()
-    assert [each.moved for each in asked] == [[True]] * 4
-    assert c.value(1, b"n") == 2  # the first two, which filled the room
-    for each in asked:
-        c.retry(1, each)
-        c.settle()
-    assert c.value(1, b"n") == 4
 
 
 def test_r6_a_read_is_answered_by_a_confirmation_and_no_fsync() -> None:
