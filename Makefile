@@ -55,7 +55,7 @@ bench: $(VENV)/installed-bench ## compare with Redis Cluster, etcd and memcached
 
 .PHONY: bench-quick
 bench-quick: $(VENV)/installed-bench ## the same in three minutes, rougher, into var/bench-quick
-	@$(BIN)/python -m scripts.compare --part main --part bulk --rounds 3 --seconds 0.4 --keys 10000 --bulk-keys 50000 --out var/bench-quick $(ARGS)
+	@$(BIN)/python -m scripts.compare --part main --part bulk --rounds 3 --seconds 0.3 --keys 10000 --bulk-keys 50000 --out var/bench-quick $(ARGS)
 
 .PHONY: bench-own
 bench-own: $(VENV)/installed ## measure a real 3-node cluster alone, phase by phase

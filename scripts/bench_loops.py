@@ -128,8 +128,10 @@ async def _open(call: Call, per_second: float, seconds: float, tasks: int) -> Ti
     return timing_of(latencies_s, clock() - begun)
 
 
-def run_wrk(script: str, url: str, directory: Path, seconds: float) -> Timing:
-    """Many connections to one URL; the Lua script has a function `request`.
+def run_wrk(
+    script: str, url: str, directory: Path, seconds: float, connections: int = WRK_CONNECTIONS
+) -> Timing:
+    """Some connections to one URL; the Lua script has a function `request`.
 
     Raises:
         PhaseFailed: wrk failed, or requests did.
@@ -140,7 +142,7 @@ def run_wrk(script: str, url: str, directory: Path, seconds: float) -> Timing:
     file = directory / "requests.lua"
     file.write_text(script + WRK_DONE)
     duration = f"-d{ceil(seconds)}s"  # it knows whole seconds only
-    command = [wrk, "-t1", f"-c{WRK_CONNECTIONS}", duration, "-s", str(file), url]
+    command = [wrk, "-t1", f"-c{connections}", duration, "-s", str(file), url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return wrk_timing(done.stdout + done.stderr)
 

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Final, cast
 import psutil
 import uvloop
 
-from scripts.bench_figures import Timing, timing_of
+from scripts.bench_figures import MIB, Timing, timing_of
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 APPEND: Final = bytes(100)
 APPENDS: Final = 100
+STREAM_BYTES: Final = 128 * MIB
+STREAM_BLOCK_BYTES: Final = MIB
 ROUND_TRIPS: Final = 5_000
 ROUND_TRIPS_UNTIMED: Final = 500
 MESSAGE: Final = bytes(100)
@@ -47,6 +49,8 @@ class Machine:
     """Of an append of 100 bytes with its fsync, in the data directory."""
     round_trip: Timing
     """Of 100 bytes there and back over loopback TCP between two processes."""
+    disk_mib_per_s: float
+    """Of one long write with one fsync at its end, in the data directory."""
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -60,6 +64,8 @@ class Machine:
             f"({len(APPEND)} bytes with fsync, {APPENDS} times)",
             f"raw TCP      {trip.p50_ms:.3f} ms p50, {trip.p99_ms:.3f} ms p99 "
             f"({len(MESSAGE)} bytes there and back over loopback, uvloop)",
+            f"raw disk     {self.disk_mib_per_s:,.0f} MiB/s "
+            f"({STREAM_BYTES / MIB:.0f} MiB written, then one fsync)",
         ]
 
 
@@ -75,6 +81,7 @@ def examine(directory: Path) -> Machine:
         file_system=file_system_of(directory),
         fsync=measure_fsync(directory),
         round_trip=measure_round_trip(),
+        disk_mib_per_s=measure_disk(directory),
     )
 
 
@@ -112,6 +119,17 @@ def measure_fsync(directory: Path) -> Timing:
             os.fsync(file.fileno())
             latencies_s.append(time.perf_counter() - before)
         return timing_of(latencies_s, time.perf_counter() - begun)
+
+
+def measure_disk(directory: Path) -> float:
+    """MiB a second of a long write that ends on the disk."""
+    block = os.urandom(STREAM_BLOCK_BYTES)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        begun = time.perf_counter()
+        for _ in range(STREAM_BYTES // STREAM_BLOCK_BYTES):
+            file.write(block)
+        os.fsync(file.fileno())
+        return STREAM_BYTES / MIB / (time.perf_counter() - begun)
 
 
 def measure_round_trip() -> Timing:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import kvstore
-from scripts.bench_loops import TASKS, WRK_KEYS_MAX, in_tasks, repeat, run_wrk
+from scripts.bench_loops import TASKS, WRK_CONNECTIONS, WRK_KEYS_MAX, in_tasks, repeat, run_wrk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -151,11 +151,11 @@ def tasks_incr(tasks: int, target: Target, seconds: float) -> Timing:
     return in_tasks(calling(one_incr, target), seconds, tasks)
 
 
-def http(method: str, target: Target, seconds: float) -> Timing:
+def http(method: str, target: Target, seconds: float, connections: int = WRK_CONNECTIONS) -> Timing:
     """By wrk over some connections to one node, which forwards what others lead."""
     keys = ",".join(f'"{key}"' for key in target.keys[:WRK_KEYS_MAX])
     script = WRK_SCRIPT.format(method=method, keys=keys, value_bytes=len(target.value))
-    return run_wrk(script, target.http_url, target.directory, seconds)
+    return run_wrk(script, target.http_url, target.directory, seconds, connections)
 
 
 PHASES: Final[dict[str, Callable[[Target, float], Timing]]] = {

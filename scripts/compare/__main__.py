@@ -61,7 +61,7 @@ PAGE: Final = "comparison.md"
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=3.0,
+    default=2.0,
     show_default=True,
     help="Length of a phase; wrk rounds it up.",
 )

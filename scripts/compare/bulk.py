@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from scripts.bench import NODES
+from scripts.bench_events import values
 from scripts.bench_figures import MIB, Timing
 from scripts.compare.cases import CASES, SEED, make_load
 from scripts.compare.processes import stopping
 from scripts.compare.store import BULK_PREFIX, Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from scripts.compare.store import BulkStore
 
-VALUE_BYTES: Final = 100
 READ_KEYS_MAX: Final = 1_000_000
 FEW_KEYS: Final = 100_000
 
@@ -42,15 +42,6 @@ class BulkRow:
     get_few: Timing
     get_all: Timing
     scan_s: float
-
-
-def values() -> Iterator[bytes]:
-    """Different ones for ever, the same each time."""
-    rng = random.Random(SEED)
-    noise = rng.randbytes(4 * MIB)
-    while True:
-        start = rng.randrange(len(noise) - VALUE_BYTES)
-        yield noise[start : start + VALUE_BYTES]
 
 
 def run_bulk(store: BulkStore, keys: int, seconds: float, say: Callable[[str], None]) -> BulkRow:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import msgpack
-
 import kvstore
 from kvstore.cli.local_cluster import HOST, LocalCluster
 from scripts.bench import CLIENT_TIMEOUT_S, NODES, READY_TIMEOUT_S, free_ports
-from scripts.bench_loops import TASKS, PhaseFailed, at_half_of_peak
+from scripts.bench_events import run_load, write_import
+from scripts.bench_loops import TASKS, at_half_of_peak
 from scripts.bench_phases import PHASES, Target, calling, load_all, one_get, one_put, tasks_incr
 from scripts.compare.store import BULK_PREFIX, Entrant
 
@@ -104,21 +101,11 @@ class RingKV:
 
     def prepare_import(self, entries: Iterable[tuple[str, bytes]]) -> None:
         """A file for `kvstore load`."""
-        with self._import_file.open("wb") as file:
-            for key, value in entries:
-                file.write(msgpack.packb({"key": key, "value": value}))
+        write_import(self._import_file, entries)
 
     def load_prepared(self) -> None:
         """By `kvstore load`; a row is durable on a quorum when it is counted."""
-        command = [sys.executable, "-m", "kvstore", "load", "--url", self.cluster.url]
-        done = subprocess.run(
-            [*command, "--timeout", "60", "--restart", str(self._import_file)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise PhaseFailed(f"kvstore load failed: {done.stderr}")
+        run_load(self.cluster.url, self._import_file)
 
     def scan(self) -> int:
         """By the client, every key with its value."""

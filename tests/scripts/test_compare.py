@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
+from scripts.bench_events import Happened, values
 from scripts.bench_figures import Timing
 from scripts.bench_machine import Machine
+from scripts.bench_physics import Need, table
 from scripts.compare.__main__ import STORES, choose_cases, make_stores
-from scripts.compare.bulk import BulkRow, values
+from scripts.compare.bulk import BulkRow
 from scripts.compare.cases import CASES, MAIN, SIZES, make_load
 from scripts.compare.ratios import AIMS, BEST_PEER, Spread, ratio, spread
 from scripts.compare.redis_import import set_command, slot_of_key, write_import
@@ -18,10 +22,18 @@ from scripts.compare.rounds import Sample
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
-
 RAW = Timing(operations=1, seconds=1.0, p50_ms=0.1, p99_ms=0.2)
-MACHINE = Machine("some processor", 2, 0.0, "3.11", "Linux", "ext4", fsync=RAW, round_trip=RAW)
+MACHINE = Machine(
+    "some processor",
+    2,
+    0.0,
+    "3.11",
+    "Linux",
+    "ext4",
+    fsync=RAW,
+    round_trip=RAW,
+    disk_mib_per_s=100.0,
+)
 
 
 def sample(entrant: str, number: int, per_second: float, p99_ms: float, case: str) -> Sample:
@@ -132,3 +144,13 @@ def test_groups_for_mset_share_a_tag() -> None:
     groups = mset_groups([f"k{n}" for n in range(250)])
     assert [len(group) for group in groups] == [100, 100]
     assert all(len({key.partition("}")[0] for key in group}) == 1 for group in groups)
+
+
+def test_the_limit_of_a_path_is_what_it_waits_for() -> None:
+    write = Need(fsyncs=1, round_trips=2, disk_bytes=50 * 1024 * 1024)
+    assert write.milliseconds(MACHINE) == pytest.approx(0.1 + 2 * 0.1 + 500)
+    assert str(write) == "1 fsync + 2 round trips + 50.0 MiB to the disk"
+    timings = {"put": Timing(1, 1.0, p50_ms=0.6, p99_ms=9.0)}
+    *_, put, join = table(MACHINE, timings, {"join": Happened(10, 2.0, 104_857_600)}).splitlines()
+    assert put.split()[-3:] == ["0.300", "0.60", "2.0"]
+    assert join.split()[-3:] == ["1,000.300", "2,000.00", "2.0"]
