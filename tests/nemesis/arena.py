@@ -2,7 +2,7 @@
 
 Where this machine lets us, each node has a network namespace; else all are on loopback, and nothing
 is cut. The last of the founders keeps its data on a small file system of its own, which can be
-filled. Every node has a wall clock that can be put off (`tests.nemesis.clocked`). On every exit the
+filled. Every node has a wall clock that can be put off (`tests.nemesis.bent`). On every exit the
 processes are ended by their ids and namespaces and mounts are removed.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from kvstore.cli.local_cluster import LocalCluster, LocalNode
 from scripts import network_namespaces
 from scripts.network_namespaces import Namespaces
-from tests.nemesis.clocked import set_offset
+from tests.nemesis.bent import NOTHING, set_offset
 from tests.process.cluster_processes import free_port_range
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ SETTINGS: Final = (
 class Arena:
     """A context manager; inside, the cluster serves."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, plant: str = NOTHING) -> None:
+        self._plant = plant
         self.directory = directory
         ports = free_port_range(2 * PLACES)
         extra = ["--slot-count", str(SLOT_COUNT), *SETTINGS]
@@ -233,7 +234,13 @@ class Arena:
         set_offset(self._clock_file(node), 0)
         if self.namespaces is not None:
             self.namespaces.place_node(node, number)
-        bent = [sys.executable, "-m", "tests.nemesis.clocked", str(self._clock_file(node))]
+        bent = [
+            sys.executable,
+            "-m",
+            "tests.nemesis.bent",
+            str(self._clock_file(node)),
+            self._plant,
+        ]
         node.prefix = [*node.prefix, *bent]
 
     def _mount(self) -> None:

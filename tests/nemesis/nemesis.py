@@ -34,6 +34,7 @@ from kvstore.errors import KVError, PartialFailure
 from scripts.bench import STOP_SIGNALS, leave
 from scripts.failover_load import one_key_per_slot
 from tests.nemesis.arena import POLL_SECONDS, SLOT_COUNT, Arena
+from tests.nemesis.bent import NOTHING, PLANTED
 from tests.nemesis.customers import Errand, look, run_process
 from tests.nemesis.faults import HEAVY, LIGHT, SKEW_MS_MAX, Nemesis
 from tests.nemesis.judge import LOOK, Times, Verdict, judge_chunk
@@ -180,6 +181,7 @@ class Plan:
     kinds: list[str]
     clients: int
     pause_seconds: float
+    plant: str
 
 
 def run(plan: Plan, directory: Path) -> Outcome:
@@ -187,7 +189,7 @@ def run(plan: Plan, directory: Path) -> Outcome:
     histories = directory / "histories"
     histories.mkdir()
     outcome = Outcome()
-    with Arena(directory) as arena:
+    with Arena(directory, plan.plant) as arena:
         crowd = Crowd(arena, histories, plan)
         nemesis = Nemesis(arena, Random(f"nemesis {plan.seed}"), plan.kinds, say)
         say(f"faults: {' '.join(nemesis.kinds)}")
@@ -296,6 +298,7 @@ def say(text: str) -> None:
 @click.option("--faults", help="Only these, with commas between them.  [default: all]")
 @click.option("--clients", default=20, show_default=True, help="Of each of the three kinds.")
 @click.option("--pause", default=0.0, show_default=True, help="Seconds between two operations.")
+@click.option("--plant", type=click.Choice([NOTHING, *PLANTED]), default=NOTHING, help="A bug.")
 @click.option(
     "--dir",
     "parent",
@@ -310,6 +313,7 @@ def main(
     faults: str | None,
     clients: int,
     pause: float,
+    plant: str,
     parent: Path | None,
     keep: bool,
 ) -> None:
@@ -325,7 +329,7 @@ def main(
     directory = Path(tempfile.mkdtemp(prefix="ringkv-nemesis-", dir=parent))
     is_good = False
     try:
-        outcome = run(Plan(seconds, operations, seed, kinds, clients, pause), directory)
+        outcome = run(Plan(seconds, operations, seed, kinds, clients, pause, plant), directory)
         is_good = outcome.is_good
     finally:
         if is_good and not keep:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvstore.node.clock import SystemClock
-from tests.nemesis.clocked import bend_clock, set_offset
+from tests.nemesis.bent import bend_clock, set_offset
 from tests.nemesis.faults import flip
 from tests.nemesis.judge import LOOK, Span, Times, judge_chunk
 from tests.nemesis.ledger import CHUNK_EPOCHS, Files, Ledger, chunk_of, chunks_in, read_rows

@@ -1,9 +1,12 @@
-"""A node whose wall clock is wrong: ``python -m tests.nemesis.clocked FILE python -m kvstore ...``.
+"""A node that is not quite right: ``python -m tests.nemesis.bent CLOCK PLANT python -m kvstore ...``.
 
 Linux has no wall clock of its own for a process, and a library between the program and the kernel
 would bend the steady clock too. So the one place where a node reads the wall clock is replaced
 before the node is started: by a reading of the true clock and an offset in milliseconds, eight
-bytes of FILE, which may be changed at any moment.
+bytes of CLOCK, which may be changed at any moment.
+
+PLANT names a bug to plant (`tests.simulation.planted`), so that it can be seen that the bug is
+found; a dash is none.
 """
 
 from __future__ import annotations
@@ -14,12 +17,17 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from kvstore.node.clock import SystemClock
+from tests.simulation.planted import PLANTS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 OFFSET: Final = struct.Struct("<q")
+NOTHING: Final = "-"
+PLANTED: Final = {plant.__name__: plant for plant in PLANTS}
 INTERPRETER: Final = 3
 """Words of the command that say ``python -m kvstore``."""
 
@@ -47,8 +55,10 @@ def bend_clock(name: str) -> None:
 
 def main() -> None:
     """Run the node's command with its clock bent."""
-    file, *command = sys.argv[1:]
-    bend_clock(file)
+    clock, plant, *command = sys.argv[1:]
+    bend_clock(clock)
+    if plant != NOTHING:
+        PLANTED[plant](pytest.MonkeyPatch())
     sys.argv = ["kvstore", *command[INTERPRETER:]]
     from kvstore.cli.main import main as kvstore
 
