@@ -1,4 +1,4 @@
-"""A node that is not quite right: ``python -m tests.nemesis.bent CLOCK PLANT python -m kvstore ...``.
+"""A node that is not quite right: ``python -m tests.nemesis.bent CLOCK PLANT python -m kvstore``.
 
 Linux has no wall clock of its own for a process, and a library between the program and the kernel
 would bend the steady clock too. So the one place where a node reads the wall clock is replaced
