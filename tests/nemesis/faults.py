@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.membership import Leave
 from kvstore.cli.membership import send_change
 from kvstore.errors import KVError
-from tests.nemesis.arena import FOUNDERS, PLACES, POLL_SECONDS, RESERVE_BYTES
+from tests.nemesis.arena import FOUNDERS, PLACES, POLL_SECONDS, RESERVE_BYTES, fetch
 from tests.nemesis.judge import Span
 
 if TYPE_CHECKING:
@@ -40,8 +40,11 @@ HEAVY: Final[tuple[str, ...]] = ("wipe", "rot-log", "rot-table", "full", "brim",
 DISK: Final = ("full", "brim")
 CALM_SECONDS: Final = (1.0, 5.0)
 HEAVY_CALM_SECONDS: Final = (2.0, 8.0)
-HEAL_SECONDS: Final = 60.0
-WHOLE_SECONDS: Final = 120.0
+HEAL_SECONDS: Final = 120.0
+WHOLE_SECONDS: Final = 300.0
+"""Long, so that a busy machine is not taken for a node that never comes back; the aims of a quiet
+one are figures of the summary."""
+
 LOST_DISK: Final = 74
 SKEW_MS_MAX: Final = 1_000
 
@@ -209,7 +212,7 @@ class Nemesis:
 
     def _wait_ready(self, node: LocalNode) -> None:
         if not self._arena.wait_ready(node, HEAL_SECONDS):
-            why = node.fetch("/v1/cluster/node") or {}
+            why = fetch(node, "/v1/cluster/node") or {}
             raise Trouble(
                 f"{node.name} ({node.state}) does not serve after {HEAL_SECONDS:g} s: "
                 f"{why.get('not_ready_reason')}\n{node.log_tail()}"
@@ -371,7 +374,7 @@ class Nemesis:
     @staticmethod
     def _knows(node: LocalNode, name: str) -> bool:
         """Whether a node that answers has another in its topology."""
-        document = node.fetch("/v1/cluster/topology")
+        document = fetch(node, "/v1/cluster/topology")
         return document is not None and any(n["name"] == name for n in document["nodes"])
 
 
