@@ -6,7 +6,7 @@ everything else for a second. So the slots of a peer stand in a queue, and only 
 way at once; each acknowledgement lets the next one go. A slot that is written to meanwhile does not
 wait for its turn: the peer answers the Accept with a Gap, and is brought on by that.
 
-Policy, not safety: whatever is lost on the way is found by the sweep of `cluster.leadership`.
+Policy, not safety: whatever is lost on the way is found by `cluster.sweep`.
 """
 
 from __future__ import annotations

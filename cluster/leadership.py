@@ -7,8 +7,8 @@ next ones only after a delay for each rank, in case the first cannot win. A slot
 somebody who is not its first reachable member is handed over, some slots at a time, as soon as that
 member is in step.
 
-No tick walks all slots: orphans, candidates and slots to hand over are kept as sets, and what finds
-those that were lost on the way walks over a part of the slots at a time.
+No tick walks all slots: orphans, candidates and slots to hand over are kept as sets, and what was
+lost on the way is found by `cluster.sweep`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cluster.catching_up import CatchingUp, is_in_step, tell
 from cluster.messages import HandOver, Prepare, Refuse, Retiring
 from cluster.replica import step_down
 from cluster.slot import Call, Candidate, Primary
+from cluster.sweep import Sweep
 from cluster.takeover import ask, prepare
 
 if TYPE_CHECKING:
@@ -43,21 +44,12 @@ CANDIDATES_BESIDE_WANTED_MAX = 64
 WANTED_MS = 200
 """Slots that were wanted so lately say that more of them will be."""
 
-LAGGARD_INTERVAL_MS = 1_000
-"""A peer that is behind and made no progress for so long is told Establish again (R9)."""
-
 HANDOVER_SLOTS_MAX = 128
 """Slots handed over at once, in one tick: their requests are held for three round trips with an
 fsync each, and between two ticks there is time for everything else."""
 
 RETURNING_LOOKS_MAX = 1_024
 """Slots to hand over that one tick looks at; those that are not in step yet are looked at again."""
-
-SWEEP_PARTS = 10
-"""Slots are walked over in so many parts: all at once would stop the loop for some 15 ms."""
-
-SWEEP_PART_MS = LAGGARD_INTERVAL_MS // SWEEP_PARTS
-"""Time from one part to the next."""
 
 HANDOVER_TIMEOUT_MS = 1_000
 """A handover that the other side did not take up is called off after this."""
@@ -93,9 +85,7 @@ class Leadership:
         self.handing: dict[int, int] = {}
         """Slots in a handover -> since when."""
         self.catching_up = CatchingUp(slots, ctx)
-        self._laggards: list[dict[tuple[int, NodeId], int]] = [{} for _ in range(SWEEP_PARTS)]
-        self._next_part = 0
-        self._swept_at_ms = 0
+        self._sweep = Sweep(slots, ctx, self)
         self._wanted_ms = -WANTED_MS
 
     def orphan(self, numbers: Iterable[int]) -> None:
@@ -140,7 +130,6 @@ class Leadership:
 
     def tick(self) -> None:
         """Take over orphans, repeat what got nowhere, hand over what others should lead."""
-        now_ms = self._ctx.now_ms
         self.start_candidacies()
         for number in [n for n in self.candidates if self._is_settled(n)]:
             self.candidates.discard(number)
@@ -148,11 +137,13 @@ class Leadership:
             self._hand_over()
         if self.catching_up.under_way:
             self.catching_up.tick()
-        if due := min((now_ms - self._swept_at_ms) // SWEEP_PART_MS, SWEEP_PARTS):
-            self._swept_at_ms = now_ms
-            for _ in range(due):
-                self._sweep(self._next_part)
-                self._next_part = (self._next_part + 1) % SWEEP_PARTS
+        self._sweep.tick()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to do, or to come."""
+        waiting = self.orphans or self.candidates or self.returning or self.handing
+        return bool(waiting or self.catching_up.under_way)
 
     def start_candidacies(self) -> None:
         """Ask for orphans whose time has come, as long as there is room; O(orphans)."""
@@ -188,43 +179,6 @@ class Leadership:
             ask(slot, self._ctx)
             self.candidates.add(number)
 
-    def _sweep(self, part: int) -> None:
-        """The one walk over all slots, in parts: whatever was lost on the way is found here.
-
-        Slots that nobody is known to lead become orphans, handovers that came to nothing begin
-        again, and a primary repeats Establish until nobody is behind (R9).
-        """
-        before, self._laggards[part] = self._laggards[part], {}
-        for number in range(part, len(self._slots), SWEEP_PARTS):
-            slot = self._slots[number]
-            if slot is None:
-                continue
-            primary = slot.role
-            if primary is None:
-                if self._ctx.leader_of.get(number) not in self._ctx.reachable:
-                    self.orphan((number,))
-            elif not isinstance(primary, Primary) or not primary.serving:
-                self.candidates.add(number)
-            else:
-                if primary.handing_to is None:
-                    self.consider_return(slot)
-                self._remind_laggards(slot, primary, before, self._laggards[part])
-
-    def _remind_laggards(
-        self,
-        slot: Slot,
-        primary: Primary,
-        before: dict[tuple[int, NodeId], int],
-        now: dict[tuple[int, NodeId], int],
-    ) -> None:
-        """Say Establish again to peers that are as far behind as a second ago."""
-        for peer in primary.peers:
-            durable = primary.durable.get(peer, -1)
-            if durable < slot.sequence and peer in self._ctx.reachable - self._ctx.full:
-                now[slot.number, peer] = durable
-                if before.get((slot.number, peer)) == durable:
-                    tell(slot, primary, peer, self._ctx)
-
     def _is_settled(self, number: int) -> bool:
         """Whether the candidacy is over; one that got nowhere becomes an orphan again."""
         ctx, slot = self._ctx, self._slots[number]
@@ -247,28 +201,39 @@ class Leadership:
     def peer_up(self, node: NodeId) -> None:
         """A peer can be reached: bring it to what this node leads, and let it lead its own."""
         behind: list[int] = []
-        for number, slot in enumerate(self._slots):
-            if slot is None or node not in slot.config.everyone:
+        known: dict[int, tuple[bool, bool]] = {}  # by config: thousands of slots share a few
+        for slot in self._slots:
+            if slot is None or slot.role is None:
+                continue
+            key = id(slot.config)
+            if key not in known:
+                known[key] = node in slot.config.everyone, self._has_better(slot)
+            concerned, has_better = known[key]
+            if not concerned:
                 continue
             if isinstance(slot.role, Primary):
                 slot.role.bringing.pop(node, None)
-                behind.append(number)
-                if slot.role.serving:
-                    self.consider_return(slot)
-            elif isinstance(slot.role, Candidate) and slot.role.asking:
+                behind.append(slot.number)
+                if has_better and slot.role.serving:
+                    self.returning[slot.number] = None
+            elif slot.role.asking:
                 slot.role.since_ms = 0  # ask again, now that one more can answer
         self.catching_up.begin(node, behind)
 
     def consider_return(self, slot: Slot) -> None:
-        """Note the slot if somebody who is preferred over this node could lead it (R10, R14).
+        """Note the slot if somebody who is preferred over this node could lead it (R10, R14)."""
+        if self._has_better(slot):
+            self.returning[slot.number] = None
+
+    def _has_better(self, slot: Slot) -> bool:
+        """Whether another member should lead a slot that this node leads, by its config.
 
         Whoever began a change of members takes it to its end, unless it is to stop.
         """
         ctx = self._ctx
         if len(slot.config.sets) > 1 and ctx.me not in ctx.retiring:
-            return
-        if self.successor(slot) not in (ctx.me, None):
-            self.returning[slot.number] = None
+            return False
+        return self.successor(slot) not in (ctx.me, None)
 
     def successor(self, slot: Slot) -> NodeId | None:
         """The first member that can be reached and is not about to stop; None if there is none."""

@@ -45,15 +45,19 @@ class Surpluses:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._left_ones, self._others = _Turn(), _Turn()
+        self.met = False
+        """Whether there was any in this walk."""
 
     def begin_walk(self) -> None:
         """From the lowest number again."""
         self._left_ones.begin()
         self._others.begin()
+        self.met = False
 
     def meet(self, slot: Slot) -> None:
         """This node holds a slot that it should not, and somebody leads it."""
         ctx, number = self._ctx, slot.number
+        self.met = True
         turn = self._others if ctx.me in slot.config.everyone else self._left_ones
         if turn.has_come(number):
             ctx.out.send[ctx.leader_of[number]].append(Surplus(number))

@@ -129,7 +129,8 @@ def test_a_wanted_slot_goes_before_thousands_that_nobody_waits_for() -> None:
 # -- catching up -------------------------------------------------------------------------------
 
 
-def test_a_peer_that_returns_is_brought_a_few_slots_at_a_time() -> None:
+def back_after_missing_a_write_to_each_slot() -> Cluster:
+    """Node 3 can be reached again; nothing has arrived there yet."""
     c = many()
     c.isolate(3)
     for number in range(MANY):
@@ -138,9 +139,21 @@ def test_a_peer_that_returns_is_brought_a_few_slots_at_a_time() -> None:
     c.nodes[1].end_tick()
     c.settle()
     c.drop(1, 3)
-    c.release(1, 3)
     c.nodes[1].table.peer_up(3)
     c.nodes[1].end_tick()
+    return c
+
+
+def test_a_slow_peer_is_not_reminded_of_slots_that_have_yet_to_take_their_turn() -> None:
+    c = back_after_missing_a_write_to_each_slot()
+    for _ in range(19):
+        c.pass_time(100, nodes=(1,))
+    assert len(c.sent(1, 3, Establish)) <= MANY
+
+
+def test_a_peer_that_returns_is_brought_a_few_slots_at_a_time() -> None:
+    c = back_after_missing_a_write_to_each_slot()
+    c.release(1, 3)
     most = 0
     while c.sent(1, 3, Establish):
         most = max(most, len(c.sent(1, 3, Establish)))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from cluster.leadership import SWEEP_PART_MS, SWEEP_PARTS, Leadership
+from cluster.leadership import Leadership
 from cluster.outputs import Outputs
 from cluster.slot import Context
+from cluster.sweep import QUIET_FACTOR, SWEEP_PART_MS, SWEEP_PARTS
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
@@ -43,6 +44,24 @@ def test_no_tick_walks_over_all_slots_and_ten_of_them_do() -> None:
         leadership.tick()
         assert len(slots.seen) - before <= SLOTS // SWEEP_PARTS + 1
     assert sorted(slots.seen) == list(range(SLOTS))
+
+
+def test_who_found_nothing_walks_more_slowly_until_there_is_something() -> None:
+    slots = Watched()
+    ctx = Context(1, TickStore(MemoryEngine()), Outputs())
+    leadership = Leadership(slots, ctx, random.Random(0), replay)
+
+    def walked(seconds: int) -> float:
+        before = len(slots.seen)
+        for _ in range(seconds * 20):
+            ctx.now_ms += 50
+            leadership.tick()
+        return (len(slots.seen) - before) / SLOTS
+
+    assert 0.9 <= walked(1) <= 1
+    assert walked(2 * QUIET_FACTOR) <= 2.1
+    leadership.orphans[0] = ctx.now_ms + 60_000  # somebody else's turn first
+    assert walked(QUIET_FACTOR) >= QUIET_FACTOR - 1
 
 
 def test_ticks_that_come_late_walk_over_what_is_due_at_most_once() -> None:
