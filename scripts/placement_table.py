@@ -1,10 +1,10 @@
 """Print the tables of `docs/decisions/0002-placement.md`: balance, movement and time of placements.
 
-Every way of placing is a function from a topology to the owners of each slot, the primary first
-(only `remembering` is told the owners of before, too). It is given the same clusters and the same
-changes: three joins, three leaves, three doubled weights. Shown is the worst of three, as a
-multiple of the least possible: the newcomer's fair share, what the leaver held, what the heavier
-node's share grew by. Everything is seeded; only the times differ from run to run.
+Every way of placing is a function from a topology to the owners of each slot, the primary first. It
+is given the same clusters and the same changes: three joins, three leaves, three doubled weights.
+Shown is the worst of three, as a multiple of the least possible: the newcomer's fair share, what
+the leaver held, what the heavier node's share grew by. Everything is seeded; only the processor
+times differ from run to run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cluster.topology import (
     with_weight,
     without_node,
 )
-from scripts.placement_ways import Owners, min_cost, remembering
+from scripts.placement_min_cost import Owners, min_cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,24 +147,21 @@ def measure(way: Callable[[Topology], Owners], topology: Topology) -> Figures:
         for owner in owners:
             held[owner] += 1
 
-    def after(changed: Topology) -> Owners:
-        return remembering(changed, before) if way is remembering else way(changed)
-
     zones = sorted({node.zone for node in topology.nodes})
     joins, leaves, weights = [], [], []
     for change, place_of_change in enumerate((0.1, 0.5, 0.8)):
         node = topology.nodes[int(len(topology.nodes) * place_of_change)]
         newcomer = _node(10_000 + change, zones[change % len(zones)], 1.0, random.Random(change))
         joined = with_node(topology, newcomer)
-        joins.append(_moves(before, after(joined)) / _shares(joined)[newcomer.id])
+        joins.append(_moves(before, way(joined)) / _shares(joined)[newcomer.id])
         if len(topology.nodes) > topology.replicas:
             smaller = without_node(topology, node.id)
-            leaves.append(_moves(before, after(smaller)) / held[node.id])
+            leaves.append(_moves(before, way(smaller)) / held[node.id])
         heavier = with_weight(topology, node.id, node.weight * 2)
         grown = (share - held_shares[id_] for id_, share in _shares(heavier).items())
         least = sum(max(0.0, growth) for growth in grown)
         if least > 1 and way is not jump:
-            weights.append(_moves(before, after(heavier)) / least)
+            weights.append(_moves(before, way(heavier)) / least)
     return Figures(
         max(held[id_] / share for id_, share in held_shares.items()),
         max(led[id_] / share for id_, share in zip(held_shares, led_shares, strict=True)),
@@ -214,7 +211,7 @@ def main() -> None:
     sizes = [int(argument) for argument in sys.argv[1:]] or [3, 10, 30, 100, 300, 1_000]
     print(HEAD.format("way"))
     print("| --- " * 8 + "|")
-    for way in (ringkv, rendezvous, jump, plain_ring, bounded_ring, min_cost, remembering):
+    for way in (ringkv, rendezvous, jump, plain_ring, bounded_ring, min_cost):
         for count in sizes:
             show(way.__name__, count, measure(way, cluster(count)))
     print()
