@@ -57,6 +57,14 @@ CACHE_BYTES_DEFAULT = 192 * 1_048_576
 _WRITE_BUFFERS_SHARE = 3
 """A third of the cache may be write buffers, before the largest one is flushed."""
 
+_WRITE_BUFFER_BYTES = 8 * 1_048_576
+"""Small enough for the processor's cache, where a row is put in half of the time that one of 32 MiB
+takes (`docs/decisions/0003-storage.md`)."""
+
+_MERGED_FILES = 8
+"""Flushed buffers that are merged into the level below together: with fewer, each row is rewritten
+more often; with more, a read asks more filters."""
+
 _WAL_BYTES_MAX = 128 * 1_048_576
 """What a restart may have to replay: about a second."""
 
@@ -361,12 +369,13 @@ def _options(cache: rocksdict.Cache, cache_bytes: int) -> rocksdict.Options:
             write_buffers_bytes, False, cache
         )
     )
-    options.set_write_buffer_size(write_buffers_bytes // 2)
+    options.set_write_buffer_size(min(_WRITE_BUFFER_BYTES, write_buffers_bytes // 2))
     options.set_max_write_buffer_number(4)
 
     # A stalled write stalls the loop, so brake late; reads pay with a few more files to look into.
-    options.set_level_zero_slowdown_writes_trigger(32)
-    options.set_level_zero_stop_writes_trigger(64)
+    options.set_level_zero_file_num_compaction_trigger(_MERGED_FILES)
+    options.set_level_zero_slowdown_writes_trigger(8 * _MERGED_FILES)
+    options.set_level_zero_stop_writes_trigger(16 * _MERGED_FILES)
     options.set_level_compaction_dynamic_level_bytes(True)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     # Written back as it comes: else the WAL's fsync waits behind a whole flushed table.
