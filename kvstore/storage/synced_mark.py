@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from mmap import mmap
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["SyncedMark", "shortfall"]
 
 MARK_NAME: Final = "SYNCED"
+_NOTE_BYTES: Final = 4_096
+"""One page of the mapped file."""
 
 _BLOCK_BYTES: Final = 32_768
 _HEADER_BYTES: Final = 7
@@ -41,25 +44,34 @@ _RECORD_TYPES: Final = frozenset((1, 2, 3, 4))
 class SyncedMark:
     """Notes the sizes of a store's logs after each sync; used on the thread that syncs.
 
+    This is part of every sync, and each system call gives up the interpreter, for which the thread
+    then has to queue behind the loop. So the newest log is kept open and asked for its end, and the
+    note is written through a mapped page: what is there outlives the process, like what is written.
+
     Args:
         path: The store's directory.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = os.open(path / MARK_NAME, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        file = os.open(path / MARK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            size = os.fstat(file).st_size
+            if size < _NOTE_BYTES:  # written, not truncated: a mapped hole may find no room later
+                os.pwrite(file, bytes(_NOTE_BYTES - size), size)
+            self._note: mmap | None = mmap(file, _NOTE_BYTES)
+        finally:
+            os.close(file)
         self._sizes: dict[str, int] = {}
         self._newest = ""
+        self._newest_file = -1
 
     def before_sync(self) -> dict[str, int]:
-        """What a sync that begins now will cover: each log's size. One ``stat``, usually."""
-        sizes = dict(self._sizes)
-        if self._newest:
-            with suppress(FileNotFoundError):
-                size = (self._path / self._newest).stat().st_size
-                if size > sizes[self._newest]:
-                    sizes[self._newest] = size
-                    return sizes
+        """What a sync that begins now will cover: each log's size. One ``lseek``, usually."""
+        if self._newest_file >= 0:
+            size = os.lseek(self._newest_file, 0, os.SEEK_END)
+            if size > self._sizes.get(self._newest, 0):
+                return {**self._sizes, self._newest: size}
         return self._all_sizes()
 
     def _all_sizes(self) -> dict[str, int]:
@@ -70,23 +82,35 @@ class SyncedMark:
                 if entry.name.endswith(".log"):
                     with suppress(FileNotFoundError):
                         sizes[entry.name] = entry.stat().st_size
-        self._newest = max(sizes, default="")
+        self._watch(max(sizes, default=""))
         return sizes
+
+    def _watch(self, newest: str) -> None:
+        if newest == self._newest:
+            return
+        if self._newest_file >= 0:
+            os.close(self._newest_file)
+        self._newest, self._newest_file = newest, -1
+        if newest:
+            with suppress(FileNotFoundError):
+                self._newest_file = os.open(self._path / newest, os.O_RDONLY | os.O_CLOEXEC)
 
     def after_sync(self, sizes: dict[str, int]) -> None:
         """The sync that covered these has succeeded."""
-        if sizes != self._sizes:
+        if sizes != self._sizes and self._note is not None:
             self._sizes = sizes
-            text = " ".join(f"{name}:{size}" for name, size in sorted(sizes.items()))
-            line = f"{crc32(text.encode()):08x} {text}\n".encode()
-            os.pwrite(self._file, line, 0)
+            text = " ".join([f"{name}:{size}" for name, size in sorted(sizes.items())]).encode()
+            line = b"%08x %b\n" % (crc32(text), text)
+            if len(line) <= _NOTE_BYTES:  # over a hundred logs: an older note promises less
+                self._note[: len(line)] = line
 
     def close(self) -> None:
         """Make the note durable; closing twice is fine."""
-        if self._file >= 0:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = -1
+        self._watch("")
+        if self._note is not None:
+            self._note.flush()
+            self._note.close()
+            self._note = None
 
 
 def shortfall(path: Path) -> str:
