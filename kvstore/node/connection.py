@@ -1,8 +1,9 @@
-"""One connection of the peer and client port: frames in, frames out, coalesced per loop tick.
+"""One connection of the peer and client port: frames in, frames out.
 
-The same class serves both ends. What is sent within one turn of the loop leaves in one write. A
-reader that is slower than what is sent to it first stops being read from (so that it cannot ask for
-more), and is cut off when its unread answers pass a limit: memory is bounded whatever it does.
+The same class serves both ends. What is sent within one turn of the loop leaves in one write: uvloop
+gathers it by itself, and asyncio's own loop, which does not, is only right and not quick. A reader
+that is slower than what is sent to it first stops being read from (so that it cannot ask for more),
+and is cut off when its unread answers pass a limit: memory is bounded whatever it does.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class Connection(asyncio.Protocol):
         self._on_close = on_close
         self._decoder = FrameDecoder(expect_magic=listening, frame_bytes_max=HANDSHAKE_BYTES_MAX)
         self._transport: asyncio.Transport | None = None
-        self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
         self._reason = "closed by the other side"
         self._holds = 0
+        self.is_open = False
+        """Whether frames can be sent; a socket that broke is noticed a turn of the loop later."""
         self.remote = "?"
         self.refusal = ""
         """The kind of refusal that ended it, for whoever counts them."""
@@ -72,28 +73,30 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=WRITE_PAUSE_BYTES)
         name = transport.get_extra_info("peername")
         self.remote = f"{name[0]}:{name[1]}" if name else "?"
+        self.is_open = True
         self._on_open(self)
 
     def data_received(self, data: bytes) -> None:
         """Decode, and hand on what is whole; a bad frame ends the connection with a word."""
-        if self._transport is None or self._transport.is_closing():
+        if not self.is_open:
             return
         try:
             frames = self._decoder.feed(data)
         except FrameError as error:
             self.refuse("frame", str(error))
             return
-        if not self._decoder.buffered_bytes:
+        if self._decoder.buffered_bytes:
+            if frames or not self.partial_since:
+                self.partial_since = self._loop.time()
+        elif self.partial_since:
             self.partial_since = 0.0
-        elif frames or not self.partial_since:
-            self.partial_since = self._loop.time()
         if frames:
             self._on_frames(self, frames)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner once."""
         self._transport = None
-        self._unsent.clear()
+        self.is_open = False
         self._on_close(self, str(exc) if exc is not None else self._reason)
 
     def pause_writing(self) -> None:
@@ -107,11 +110,6 @@ class Connection(asyncio.Protocol):
     # -- for the owner -----------------------------------------------------------------------
 
     @property
-    def is_open(self) -> bool:
-        """Whether frames can be sent."""
-        return self._transport is not None and not self._transport.is_closing()
-
-    @property
     def handshake_done(self) -> bool:
         """Whether `welcome_frames` was called."""
         return self._decoder.frame_bytes_max == FRAME_BYTES_MAX
@@ -123,23 +121,19 @@ class Connection(asyncio.Protocol):
     @property
     def unsent_bytes(self) -> int:
         """What the other side has not taken yet, beside what the kernel keeps for it."""
-        if self._transport is None:
-            return 0
-        return self._unsent_bytes + self._transport.get_write_buffer_size()
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def hold(self) -> None:
         """Stop reading until `unhold` was called as often."""
         self._holds += 1
-        if self._holds == 1 and self.is_open:
-            assert self._transport is not None
+        if self._holds == 1 and self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def unhold(self) -> None:
         """One reason less not to read."""
         assert self._holds > 0
         self._holds -= 1
-        if self._holds == 0 and self.is_open:
-            assert self._transport is not None
+        if self._holds == 0 and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def send(self, frame: Frame) -> None:
@@ -154,20 +148,12 @@ class Connection(asyncio.Protocol):
         """Send an encoded frame; dropped if the connection is closed."""
         if not self.is_open:
             return
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-
-    def _flush(self) -> None:
-        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
         transport = self._transport
-        if transport is None or not unsent:
-            return
-        data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+        assert transport is not None
         self.sent_bytes += len(data)
         transport.write(data)
-        if transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
+        # Held, because it reads slowly, long before there is so much.
+        if self._holds and transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
             self.abort("it does not read what it is sent")
 
     def refuse(self, reason: str, detail: str, *, kind: str = "") -> None:
@@ -176,18 +162,18 @@ class Connection(asyncio.Protocol):
             return
         self.refusal = kind or reason
         self.send(Refused(reason, detail))
-        self._flush()
         self.close(f"{reason}: {detail}")
 
     def close(self, reason: str) -> None:
         """Close when what is queued has left."""
         self._reason = reason
-        self._flush()
+        self.is_open = False
         if self._transport is not None:
             self._transport.close()
 
     def abort(self, reason: str) -> None:
         """Close now; what is queued is lost."""
         self._reason = reason
+        self.is_open = False
         if self._transport is not None:
             self._transport.abort()
