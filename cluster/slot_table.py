@@ -258,8 +258,9 @@ class SlotTable:
     def take(self) -> Outputs:
         """End the tick: everything that is to be done, in the order that `Outputs` states."""
         ctx = self._ctx
-        for number in list(ctx.out.leads_changed):
-            self._lead_changed(number)
+        if ctx.out.leads_changed:
+            for number in list(ctx.out.leads_changed):
+                self._lead_changed(number)
         if self.leadership.orphans:
             self.leadership.start_candidacies()
         self._reads.send_round(ctx)

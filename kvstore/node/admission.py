@@ -84,7 +84,7 @@ class Admission:
 
     def refusal(self, request: Request) -> Failed | None:
         """Why this request is not taken on now, or None. A node at rest takes any request."""
-        if self.requests < self.limit and (self._has_room_for(request) or not self.requests):
+        if not self.requests or (self.requests < self.limit and self._has_room_for(request)):
             return None
         if request.system:  # R17: of nodes, rare, and what helps a cluster out of trouble
             return None
@@ -107,7 +107,8 @@ class Admission:
 
     def end(self, operations: int, size_bytes: int, waited_ms: int, *, served: bool) -> None:
         """It is answered; `served` if it was carried out and went its way without a detour."""
-        self._most_requests = max(self._most_requests, self.requests)
+        if self.requests > self._most_requests:
+            self._most_requests = self.requests
         self.requests -= 1
         self.operations -= operations
         self.size_bytes -= size_bytes

@@ -1,9 +1,9 @@
 """One connection of the peer and client port: frames in, frames out.
 
-The same class serves both ends. What is sent within one turn of the loop leaves in one write: uvloop
-gathers it by itself, and asyncio's own loop, which does not, is only right and not quick. A reader
-that is slower than what is sent to it first stops being read from (so that it cannot ask for more),
-and is cut off when its unread answers pass a limit: memory is bounded whatever it does.
+The same class serves both ends. What is sent within one turn of the loop leaves in one write:
+uvloop gathers it by itself; asyncio's own loop, which does not, is right but slower. A reader that
+is slower than what is sent to it first stops being read from (so that it cannot ask for more), and
+is cut off when its unread answers pass a limit: memory is bounded whatever it does.
 """
 
 from __future__ import annotations

@@ -60,13 +60,15 @@ def check_request(request: Request) -> str | None:
     if request.client < 0 or not 0 <= request.hops <= REQUEST_HOPS_MAX:
         return f"client {request.client} after {request.hops} hops"
     span = max(request.offsets) if request.offsets else count
-    if min(request.offsets, default=0) < 0 or not 0 <= request.number < _INT64 - span:
+    least = min(request.offsets) if request.offsets else 0
+    if least < 0 or not 0 <= request.number < _INT64 - span:
         return f"operations numbered from {request.number} over {span}: not within 63 bits"
     first_attempts = not request.retry and not request.hops
-    if first_attempts and request.offsets and len(set(request.offsets)) < count:
+    if request.offsets and first_attempts and len(set(request.offsets)) < count:
         return "a number is given to two operations"
-    if not all(_is_position(seen) for seen in request.seen):
-        return "a position is malformed"
+    for seen in request.seen:
+        if not _is_position(seen):
+            return "a position is malformed"
     return None
 
 

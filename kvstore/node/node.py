@@ -313,8 +313,7 @@ class Node:
         self, request: Request, reply: Callable[[Response], None], waiter: Waiter
     ) -> None:
         """For the router."""
-        self.core.wake()
-        self.router.submit(request, reply, waiter)
+        self.core.submit(request, reply, waiter)
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""

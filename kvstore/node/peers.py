@@ -36,7 +36,7 @@ from kvstore.wire.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from random import Random
 
     from cluster.ballot import NodeId
@@ -102,9 +102,10 @@ class Link:
 
     def takes_more(self) -> bool:
         """Whether slot messages and requests may be sent now; notes a peer that falls behind."""
-        if not self.up or self.behind:
+        connection = self._connection
+        if connection is None or not connection.is_open or self.behind:
             return False
-        if self.unsent_bytes > PEER_UNSENT_BYTES_MAX:
+        if connection.unsent_bytes > PEER_UNSENT_BYTES_MAX:
             self.behind = True
             log.warning("peer does not take what it is sent", peer=self.name)
         return not self.behind
@@ -117,10 +118,11 @@ class Link:
         connection.send(frame)
         return True
 
-    def send_bytes(self, frame: bytes) -> None:
-        """As `send`, for a frame that is encoded already."""
-        if self._connection is not None:
-            self._connection.send_bytes(frame)
+    def send_frames(self, frames: list[bytes]) -> None:
+        """As `send`, for frames that are encoded already; call it if the peer takes more."""
+        for place, frame in enumerate(frames):
+            if self._connection is not None and (not place or self.takes_more()):
+                self._connection.send_bytes(frame)
 
     async def _run(self) -> None:
         pause_s = PAUSE_S_MIN
@@ -285,24 +287,22 @@ class Peers:
         link = self._data.get(node)
         return link is not None and link.send(frame)
 
+    def send_tick(self, out: Mapping[NodeId, list[SlotMessage]]) -> None:
+        """One tick's slot messages; what goes to several peers is encoded once."""
+        before: list[SlotMessage] = []
+        frames: list[bytes] = []
+        for node, messages in out.items():
+            link = self._data.get(node)
+            if link is not None and link.takes_more():
+                if messages != before:  # the same objects, if they are equal
+                    before, frames = messages, _encoded(messages, link.name)
+                link.send_frames(frames)
+
     def send_slots(self, node: NodeId, messages: list[SlotMessage]) -> None:
-        """One tick's slot messages in one frame, or in several if they do not fit."""
+        """One tick's slot messages to one peer."""
         link = self._data.get(node)
-        if link is None or not link.takes_more():
-            return
-        try:
-            if len(messages) > MESSAGES_MAX:
-                raise FrameError(f"{len(messages)} messages in one frame")
-            link.send_bytes(encode_slots(messages))
-        except FrameError:
-            if len(messages) == 1:
-                log.error(
-                    "slot message over the frame limit", peer=link.name, kind=type(messages[0])
-                )
-                return
-            middle = len(messages) // 2
-            self.send_slots(node, messages[:middle])
-            self.send_slots(node, messages[middle:])
+        if link is not None and link.takes_more():
+            link.send_frames(_encoded(messages, link.name))
 
     def send_gossip(self, node: NodeId, frame: Frame) -> bool:
         """Send over the gossip link, or drop (False)."""
@@ -362,6 +362,20 @@ def _break_when_unacknowledged(transport: asyncio.BaseTransport) -> None:
     raw = transport.get_extra_info("socket")
     if raw is not None:  # none in virtual time
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
+
+
+def _encoded(messages: list[SlotMessage], peer: str) -> list[bytes]:
+    """In one frame, or in several if they do not fit, without what fits into none."""
+    try:
+        if len(messages) > MESSAGES_MAX:
+            raise FrameError(f"{len(messages)} messages in one frame")
+        return [encode_slots(messages)]
+    except FrameError:
+        if len(messages) == 1:
+            log.error("slot message over the frame limit", peer=peer, kind=type(messages[0]))
+            return []
+        middle = len(messages) // 2
+        return [*_encoded(messages[:middle], peer), *_encoded(messages[middle:], peer)]
 
 
 def make_hello(role: str, cluster_id: str, cluster_name: str, node: NodeId, name: str) -> Hello:

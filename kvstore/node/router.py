@@ -116,7 +116,6 @@ class Router:
             self.writes_total += len(slots)
         for index in range(len(slots)):
             self._route((gathering, index))
-        self._wake()
 
     def _route(self, ticket: Ticket) -> None:
         gathering, index = ticket

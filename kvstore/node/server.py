@@ -73,6 +73,9 @@ CONNECTIONS_MAX: Final = 10_000
 TURN_FRAMES_MAX: Final = 128
 """Frames of one connection in one turn of the loop: a millisecond where all are refused."""
 
+FOR_NODES: Final = frozenset((SlotMessages, Packed, Leads, Gossip))
+"""What only a member of this cluster may send, beside requests on the system slot."""
+
 
 class Host(Protocol):
     """What the server needs of its node."""
@@ -216,12 +219,12 @@ class Server:
 
     def _on_frames(self, connection: Connection, frames: list[Frame]) -> None:
         """What one read brought, a part in each turn of the loop: a flood waits for gossip too."""
-        rest = frames[TURN_FRAMES_MAX:]
-        if rest:
+        if len(frames) > TURN_FRAMES_MAX:
             connection.hold()
-            self._loop.call_soon(self._go_on, connection, rest)
-        for frame in frames[:TURN_FRAMES_MAX]:
-            if connection.handshake_done:
+            self._loop.call_soon(self._go_on, connection, frames[TURN_FRAMES_MAX:])
+            frames = frames[:TURN_FRAMES_MAX]
+        for frame in frames:
+            if connection.peer is not None:
                 self._on_frame(connection, frame)
             elif isinstance(frame, Hello):
                 self._on_hello(connection, frame)
@@ -271,17 +274,15 @@ class Server:
         host = self._host
         hello = connection.peer
         assert isinstance(hello, Hello)
+        for_nodes = frame.system if type(frame) is Request else type(frame) in FOR_NODES
+        if for_nodes and (hello.role == "client" or not host.knows(hello.node)):
+            self._on_stranger(connection, hello)
+            return
         match frame:
-            case Request(system=False):
-                self._on_request(connection, frame)
-            case Request() | SlotMessages() | Packed() | Leads() | Gossip() if not (
-                hello.role != "client" and host.knows(hello.node)
-            ):
-                self._on_stranger(connection, hello)
-            case Request():
-                self._on_request(connection, frame)
             case SlotMessages() | Packed():
                 self._on_slot_messages(connection, hello.node, frame)
+            case Request():
+                self._on_request(connection, frame)
             case Gossip():
                 host.on_gossip(hello.node, frame.message, frame.epoch)
             case Leads():

@@ -179,6 +179,8 @@ class Watching:
 
     def before_tick(self) -> None:
         """Start what waits and stop what left, as much as one tick has time for."""
+        if not self._leaving and not self._starting:
+            return
         for _ in range(min(STOPS_PER_TICK, len(self._leaving))):
             self._table.watches.stop(*self._leaving.popleft())
         starts, replay_bytes = STARTS_PER_TICK, 0

@@ -140,6 +140,11 @@ class TickStore:
             self._batch = self._engine.batch()
             self._records, self._logged = {}, set()
 
+    @property
+    def is_written(self) -> bool:
+        """Whether this tick has written anything."""
+        return len(self._batch) > 0
+
     def take(self) -> Batch:
         """The batch of this tick; the next write belongs to the next one."""
         batch, self._batch = self._batch, self._engine.batch()

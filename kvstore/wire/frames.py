@@ -64,6 +64,10 @@ class FrameDecoder:
             FrameError: wrong magic, too long, or not a message of this protocol.
         """
         buffer = self._buffer
+        if not buffer and not self._expect_magic and len(data) >= LENGTH_BYTES:
+            size = int.from_bytes(data[:LENGTH_BYTES], "big")
+            if size == len(data) - LENGTH_BYTES and size <= self.frame_bytes_max:
+                return [decode_frame(bytes(data[LENGTH_BYTES:]))]  # one frame, whole, as usual
         buffer += data
         if self._expect_magic and not self._take_magic():
             return []
