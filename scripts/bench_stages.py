@@ -270,6 +270,8 @@ def count_stages(lines: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rpartition(" ")
+        if not count.isdigit():  # a frame read while it changed: nobody is stopped for a sample
+            continue
         if "_run (kvstore/storage/group_commit.py" not in stack:  # of the sync thread
             counts[_stage_of(stack)] += int(count)
     return counts

@@ -163,7 +163,7 @@ def compare(
                 if "bulk" in chosen:
                     found.bulk += many_keys(
                         [store.name for store in stores if store.name in BULK_STORES],
-                        *(directory, bulk_keys, seconds, status.update),
+                        *(directory, bulk_keys, seconds, found.notes, status.update),
                     )
                 if "growth" in chosen and "ringkv" in wanted:
                     found.growth += run_growth(
@@ -211,15 +211,22 @@ def make_stores(wanted: list[str], directory: Path, found: Comparison) -> list[S
 
 
 def many_keys(
-    names: list[str], directory: Path, keys: int, seconds: float, say: Callable[[str], None]
+    names: list[str],
+    directory: Path,
+    keys: int,
+    seconds: float,
+    notes: list[str],
+    say: Callable[[str], None],
 ) -> list[BulkRow]:
-    """The part bulk."""
+    """The part bulk; what goes wrong is noted."""
     rows = []
     for name in names:
         place = directory / f"bulk-{name}"
         place.mkdir()
         try:
             rows.append(run_bulk(BULK_STORES[name](place), keys, seconds, say))
+        except Exception as error:
+            notes.append(f"{name}, very many keys: {error!r}")
         finally:
             shutil.rmtree(place)  # gigabytes, perhaps
     return rows

@@ -6,11 +6,11 @@ import signal
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import kvstore
 from kvstore.cli.local_cluster import HOST, LocalCluster
-from scripts.bench import CLIENT_TIMEOUT_S, NODES, READY_TIMEOUT_S, free_ports
+from scripts.bench import CLIENT_TIMEOUT_S, NODES, free_ports
 from scripts.bench_events import run_load, write_import
 from scripts.bench_loops import TASKS, at_half_of_peak
 from scripts.bench_phases import PHASES, Target, calling, load_all, one_get, one_put, tasks_incr
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kvstore.client import Client
     from scripts.bench_figures import Timing
     from scripts.compare.store import Load, Phase
+
+READY_TIMEOUT_S: Final = 120.0
 
 
 class RingKV:

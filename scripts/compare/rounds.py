@@ -49,22 +49,27 @@ def run_rounds(
     """All samples, and what went wrong; whatever happens, the stores are stopped."""
     samples: list[Sample] = []
     troubles: list[str] = []
+    filled: set[str] = set()
     for number in range(rounds):
         first = number % len(stores)
         for store in [*stores[first:], *stores[:first]]:
             say(f"round {number + 1} of {rounds}: {store.name} starts")
+            where = f"round {number + 1}"
             with stopping(store):
-                store.start()
-                fill(store, cases, keys, again=number > 0)
+                try:
+                    store.start()
+                    fill(store, cases, keys, again=store.name in filled)
+                except Exception as error:
+                    troubles.append(f"{store.name}, {where}, not started: {error!r}")
+                    continue
+                filled.add(store.name)
                 for case in cases:
-                    say(f"round {number + 1} of {rounds}: {store.name}, {case.name}")
+                    say(f"{where} of {rounds}: {store.name}, {case.name}")
                     for entrant in store.entrants:
                         try:
                             samples += measure(store, entrant, case, keys, number, seconds)
                         except Exception as error:
-                            troubles.append(
-                                f"{entrant.name}, {case.name}, round {number + 1}: {error!r}"
-                            )
+                            troubles.append(f"{entrant.name}, {where}, {case.name}: {error!r}")
     return samples, troubles
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from scripts.bench_events import Happened, values
 from scripts.bench_figures import Timing
 from scripts.bench_machine import Machine
 from scripts.bench_physics import Need, table
+from scripts.bench_stages import shared_out
 from scripts.compare.__main__ import STORES, choose_cases, make_stores
 from scripts.compare.bulk import BulkRow
 from scripts.compare.cases import CASES, MAIN, SIZES, make_load
@@ -17,7 +19,8 @@ from scripts.compare.ratios import AIMS, BEST_PEER, Spread, ratio, spread
 from scripts.compare.redis_import import set_command, slot_of_key, write_import
 from scripts.compare.redis_phases import make_entrants, mset_groups
 from scripts.compare.report import Comparison, page
-from scripts.compare.rounds import Sample
+from scripts.compare.rounds import Sample, run_rounds
+from scripts.compare.store import Entrant, Load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +130,10 @@ def test_every_store_gets_the_same_load() -> None:
     assert list(load.drawn).count(popular) > 5 * len(load.drawn) / len(load.stored)
 
 
+def test_slots_of_keys_are_those_of_the_specification_of_redis_cluster() -> None:
+    assert slot_of_key(b"123456789") == 0x31C3 % 16_384
+
+
 def test_an_import_goes_to_whoever_leads_the_slot(tmp_path: Path) -> None:
     keys = [f"bulk:{number:08}" for number in range(50)]
     led = {1: [range(8_192)], 2: [range(8_192, 16_384)]}
@@ -154,3 +161,62 @@ def test_the_limit_of_a_path_is_what_it_waits_for() -> None:
     *_, put, join = table(MACHINE, timings, {"join": Happened(10, 2.0, 104_857_600)}).splitlines()
     assert put.split()[-3:] == ["0.300", "0.60", "2.0"]
     assert join.split()[-3:] == ["1,000.300", "2,000.00", "2.0"]
+
+
+def test_the_time_of_the_loop_is_shared_out_by_its_samples() -> None:
+    used_us = {"event loop": 8.0, "sync thread": 1.0}
+    shared = shared_out(used_us, Counter(core=3, frames=1))
+    assert shared == {"sync thread": 1.0, "core": 6.0, "frames": 2.0}
+
+
+class Stand:
+    """A store that does not start, or whose one phase fails, in the rounds that are named."""
+
+    keeps = True
+    version = "1"
+
+    def __init__(self, name: str, lame: set[int], ill: set[int]) -> None:
+        self.name = name
+        self.pids: list[int] = []
+        self.lame, self.ill = lame, ill
+        self.calls: list[str] = []
+        self.round = -1
+
+    def start(self) -> None:
+        self.round += 1
+        self.calls.append("start")
+        if self.round in self.lame:
+            raise OSError("no port")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    def fill(self, load: Load) -> None:
+        self.calls.append("fill")
+
+    def get(self, load: Load, seconds: float) -> Timing:
+        if self.round in self.ill:
+            raise TimeoutError(self.name)
+        return RAW
+
+    @property
+    def entrants(self) -> list[Entrant]:
+        return [Entrant(self.name, "client", "promise", {"get": self.get})]
+
+
+def test_a_store_in_trouble_costs_a_note_and_no_other_figures() -> None:
+    good, bad = Stand("good", set(), set()), Stand("bad", lame={0}, ill={2})
+    said: list[str] = []
+    samples, troubles = run_rounds([good, bad], [CASES["get"]], 1_000, 3, 1.0, said.append)
+    assert [(one.entrant, one.round) for one in samples] == [
+        ("good", 0),
+        ("bad", 1),
+        ("good", 1),
+        ("good", 2),
+    ]
+    assert troubles == [
+        "bad, round 1, not started: OSError('no port')",
+        "bad, round 3, get: TimeoutError('bad')",
+    ]
+    assert good.calls == ["start", "fill", "stop", "start", "stop", "start", "stop"]
+    assert bad.calls == ["start", "stop", "start", "fill", "stop", "start", "stop"]
