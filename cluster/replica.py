@@ -108,7 +108,7 @@ def on_establish(slot: Slot, sender: NodeId, establish: Establish, ctx: Context)
         return
     entered = slot.holds_state and slot.established == ballot
     whole = slot.holds_state and not slot.damaged
-    if whole and not entered and slot.position == establish.base:
+    if whole and not entered and (slot.established, slot.sequence) == establish.base:
         step_down(slot, ctx)
         slot.copy = None
         slot.promised = slot.established = ballot

@@ -78,6 +78,7 @@ class Sweep:
         reachable = self._ctx.reachable
         before = self._laggards[part]
         now = self._laggards[part] = {}
+        lost: list[int] = []
         for number in range(part, len(self._slots), SWEEP_PARTS):
             slot = self._slots[number]
             if slot is None:
@@ -85,13 +86,15 @@ class Sweep:
             primary = slot.role
             if primary is None:
                 if leader_of.get(number) not in reachable:
-                    leadership.orphan((number,))
+                    lost.append(number)
             elif not isinstance(primary, Primary) or not primary.serving:
                 leadership.candidates.add(number)
             else:
                 if primary.handing_to is None:
                     leadership.consider_return(slot)
                 self._remind_laggards(slot, primary, before, now)
+        if lost:
+            leadership.orphan(lost)
         self._note(bool(now) or leadership.is_busy)
 
     def _remind_laggards(

@@ -66,7 +66,7 @@ class Directory:
         slots, lost = unpack_slots(leads.slots), unpack_slots(leads.lost)
         if len(leads.positions) != len(slots) * VERSION_BYTES:
             raise ValueError("a summary has one position for each slot")
-        if any(number >= self._slots for number in (*slots, *lost)):
+        if max(slots, default=0) >= self._slots or max(lost, default=0) >= self._slots:
             raise ValueError("a summary names a slot that this cluster does not have")
         if leads.complete:
             named = set(slots)

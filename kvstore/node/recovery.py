@@ -44,7 +44,7 @@ def stored_slots(engine: Engine) -> Iterator[tuple[int, SlotRow, int]]:
         newest = log.last_below(keyspace.prefix_end(prefix))
         sequence = 0
         if newest is not None and newest[0].startswith(prefix):
-            sequence = keyspace.parse_log_key(newest[0]).sequence
+            sequence = keyspace.log_sequence(newest[0])
         yield number, row, sequence
     log.close()
 
