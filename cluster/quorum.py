@@ -47,8 +47,8 @@ def committed_sequence(durable: Mapping[NodeId, int], config: SlotConfig) -> int
     """
     lowest: int | None = None
     for members in config.sets:
-        held = sorted([durable.get(node, -1) for node in members], reverse=True)
-        reached = held[len(members) // 2]
+        held = sorted([durable.get(node, -1) for node in members])
+        reached = held[(len(members) - 1) // 2]
         if lowest is None or reached < lowest:
             lowest = reached
     return -1 if lowest is None else lowest

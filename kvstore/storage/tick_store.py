@@ -8,7 +8,7 @@ atomic step is ever cut in two by that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cluster.store import Damage
 from kvstore.storage import keyspace
@@ -25,6 +25,10 @@ DROP_ROWS_MIN = 4
 """Looked at first, and eight times as many with each further step."""
 
 _MISSING = object()
+
+_RECORDS: Final = Table.RECORDS
+_LOG: Final = Table.LOG
+"""Looked up once: for each key of a batch a member of an enumeration costs as much as the call."""
 
 
 class TickStore:
@@ -48,7 +52,7 @@ class TickStore:
             if pending is not _MISSING:
                 return pending  # type: ignore[return-value]
         try:
-            return self._engine.get(Table.RECORDS, record_key)
+            return self._engine.get(_RECORDS, record_key)
         except EngineCorruption as error:
             raise Damage(str(error)) from error
 
@@ -56,9 +60,9 @@ class TickStore:
         """Put or remove a record."""
         self._records[record_key] = record
         if record is None:
-            self._batch.delete(Table.RECORDS, record_key)
+            self._batch.delete(_RECORDS, record_key)
         else:
-            self._batch.put(Table.RECORDS, record_key, record)
+            self._batch.put(_RECORDS, record_key, record)
 
     def scan(self, prefix: bytes, begin: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """User keys and records in order from ``begin`` on."""
@@ -71,7 +75,7 @@ class TickStore:
     def log(self, prefix: bytes, sequence: int, entry: bytes) -> None:
         """Put a key-log entry."""
         self._logged.add(prefix)
-        self._batch.put(Table.LOG, prefix + sequence.to_bytes(8, "big"), entry)
+        self._batch.put(_LOG, prefix + sequence.to_bytes(8, "big"), entry)
 
     def log_entries(self, prefix: bytes, above: int) -> list[tuple[int, bytes]]:
         """Entries above a sequence, in order."""
@@ -92,7 +96,7 @@ class TickStore:
     def drop_log(self, prefix: bytes, first: int, end: int) -> None:
         """Remove entries, one by one: see `keyspace` for why."""
         for sequence in range(first, end):
-            self._batch.delete(Table.LOG, prefix + sequence.to_bytes(8, "big"))
+            self._batch.delete(_LOG, prefix + sequence.to_bytes(8, "big"))
 
     def drop(self, prefix: bytes) -> None:
         """Remove a generation: key by key if it is small, or else with a range for each table.
