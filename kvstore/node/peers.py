@@ -9,7 +9,9 @@ unbounded memory.
 
 So does a peer *fall behind* that does not take what it is sent, be it frozen, cut off without a
 word, or slow: beyond `PEER_UNSENT_BYTES_MAX` it is sent no slot messages and no requests until it
-has taken nearly all of it, and is then brought up to date like one that comes back.
+has taken nearly all of it, and is then brought up to date like one that comes back. One that
+acknowledges nothing for `UNACKNOWLEDGED_MS_MAX`, or has no room for more for so long, loses the
+connection.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ CONNECT_TIMEOUT_S: Final = 2.0
 """For a TCP connection and its handshake."""
 
 UNACKNOWLEDGED_MS_MAX: Final = 1_500
-"""A connection breaks when the other machine has acknowledged nothing that was sent for so long.
+"""A connection breaks when the other machine has taken nothing that was sent for so long.
 
 TCP by itself tries for a quarter of an hour, and ever more rarely, so that a way that is open again
 stays unused. Where only this way is cut, gossip finds the peer alive by the others, and nothing
