@@ -224,6 +224,23 @@ class Arena:
                 return f"slot {number}: {members}"
         return ""
 
+    def scrubs(self) -> dict[str, tuple[int, int]]:
+        """Of each node that answers: how often it compared all that it leads, what it found."""
+        told = {node.name: fetch(node, "/v1/cluster/node") for node in self.nodes}
+        return {
+            name: (figures["scrub_passes_total"], figures["damage_found_total"])
+            for name, figures in told.items()
+            if figures is not None
+        }
+
+    def uncompared(self, before: dict[str, tuple[int, int]]) -> str:
+        """Who has not compared all of its slots twice since then (the first may be a rest)."""
+        now = self.scrubs()
+        for name, (passes, _) in before.items():
+            if now.get(name, (0, 0))[0] < passes + 2:
+                return f"{name} has not compared the copies of its slots"
+        return ""
+
     def wait_for(self, question: Any, seconds: float) -> str:
         """Ask until nothing is wrong; returns what is after that time."""
         deadline = time.monotonic() + seconds

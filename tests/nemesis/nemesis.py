@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import kvstore
-from kvstore.errors import KVError, PartialFailure
+from kvstore.errors import KVError, PartialFailure, Unavailable
 from scripts.bench import STOP_SIGNALS, leave
 from scripts.failover_load import one_key_per_slot
 from tests.nemesis.arena import POLL_SECONDS, SLOT_COUNT, Arena
@@ -129,9 +129,18 @@ class Crowd:
         self._watchers = context.Process(target=run_watchers, args=watch, daemon=True)
 
     def start(self) -> None:
-        """All of them."""
+        """All of them; returns when each kind is at work.
+
+        Raises:
+            Unavailable: they are not.
+        """
         for process in [self._watchers, *self._clients]:
             process.start()
+        deadline = time.monotonic() + END_SECONDS
+        while not all(total.value for total in self._totals):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"not all clients have begun after {END_SECONDS:g} s")
+            time.sleep(POLL_SECONDS)
 
     @property
     def operations(self) -> int:
@@ -210,6 +219,7 @@ def run(plan: Plan, directory: Path) -> Outcome:
             outcome.equal_seconds = time.monotonic() - healed + outcome.serving_seconds
             if wrong:
                 outcome.violations.append(f"replicas differ: {wrong}")
+            outcome.violations += _compare(arena)
             time.sleep(2 * TTL_SECONDS)
             state = asyncio.run(last_look(arena.cluster.url, histories))
             faults, outcome.resets = crowd.ask_watchers(state)
@@ -274,6 +284,21 @@ async def last_look(url: str, histories: Path) -> dict[str, Any]:
             files.write(ledger.take())
     files.close()
     return state
+
+
+def _compare(arena: Arena) -> list[str]:
+    """Let the nodes compare all copies by their digests (rule 18): none may differ now."""
+    say("comparing copies")
+    before = arena.scrubs()
+    wrong = arena.wait_for(lambda: arena.uncompared(before), PATIENCE * EQUAL_SECONDS)
+    if wrong:
+        return [wrong]
+    after = arena.scrubs()
+    return [
+        f"{name} found copies that differ: {found - before[name][1]}"
+        for name, (_, found) in after.items()
+        if found > before[name][1]
+    ]
 
 
 def _judge(histories: Path, outcome: Outcome) -> None:
