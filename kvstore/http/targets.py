@@ -119,8 +119,8 @@ class Query:
         """
         if name not in self._values:
             return default
-        text = self.text(name)
-        if re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip(), re.ASCII) and least <= int(text) <= most:
+        text = self.text(name).strip()
+        if re.fullmatch(r"[+-]?[0-9]{1,20}", text, re.ASCII) and least <= int(text) <= most:
             return int(text)
         raise ProblemError(
             "bad-parameter",

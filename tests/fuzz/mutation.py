@@ -102,6 +102,7 @@ class Mutator:
     def text(self, text: str) -> str:
         """The text with a few changes."""
         for _ in range(self.few()):
+            text = text[:LENGTH_MAX]
             first, end = sorted(self.rng.choices(range(len(text) + 1), k=2))
             match self.rng.randrange(5):
                 case 0:

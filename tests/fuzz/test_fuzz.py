@@ -13,6 +13,8 @@ from cluster.records import RecordError, decode_record, encode_record
 from kvstore.cli.bulk import Remembered
 from kvstore.client.outcomes import entry_of
 from kvstore.http.keys import expiry_text
+from kvstore.http.problems import ProblemError
+from kvstore.http.targets import Query
 from tests.fuzz import doors
 from tests.fuzz.examples import RECORDS, VERSION
 from tests.fuzz.fuzz import Found, run_block
@@ -73,6 +75,12 @@ def test_an_expiry_beyond_the_calendar() -> None:
     entry = entry_of(encode_record(VERSION, b"\xc0", "", 2**63), "k")
     assert entry.expires_at == datetime.max.replace(tzinfo=UTC)
     assert expiry_text(2**63).startswith("9999-12-31T")
+
+
+def test_a_number_beside_a_space_that_only_texts_know() -> None:
+    assert Query("by=%1C5", ["by"]).integer("by", 1, least=0, most=9) == 5
+    with pytest.raises(ProblemError, match="whole number"):
+        Query("by=5%1C5", ["by"]).integer("by", 1, least=0, most=9)
 
 
 @pytest.mark.parametrize("text", ['{"job": {"size": 1}}', "[]", '{"job": {"size": 1}, "place": 5}'])
