@@ -3,15 +3,15 @@
 A real cluster of three node processes holds keys and serves a steady load: reads and writes at a
 fixed rate, each timed from the moment it was due, so that a pause is not passed over by a load that
 waits for it. A fourth node joins, a fifth, and both leave again; the row of each change has its
-time, its copies and the latencies meanwhile, above them stands the quiet time before. The same
-machine runs all nodes and the load: the figures are a bound from above, not a capacity.
+time, its copies and the latencies meanwhile, above them stands the quiet time before. Then the load
+ends, and moves at full speed are measured (`scripts.bench_moves`). The same machine runs all nodes
+and the load: the figures are a bound from above, not a capacity.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import statistics
 import tempfile
@@ -26,25 +26,37 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 import kvstore
-from cluster.membership import Leave, Pace
+from cluster.membership import Pace
 from kvstore.cli.local_cluster import LocalCluster
 from kvstore.cli.membership import send_change
 from kvstore.errors import KVError
-from scripts.bench import READY_TIMEOUT_S, STOP_SIGNALS, free_ports, leave
+from scripts.bench import READY_TIMEOUT_S, STOP_SIGNALS, filled, free_ports, leave
 from scripts.bench_machine import examine
+from scripts.bench_moves import (
+    MIB,
+    copied,
+    go,
+    join,
+    measure_limits,
+    run_speeds,
+    speed_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvstore.client import AsyncClient
 
-MIB: Final = 1_048_576
 VALUE_BYTES: Final = 100
 BATCH_KEYS: Final = 1_000
 SETTLE_S: Final = 3.0
-STILL_S: Final = 2.0
-"""So long nobody has had anything to move when a change is called done; not counted in its time."""
-PORTS: Final = 6
+PORTS: Final = 8
+
+
+LEGEND: Final = (
+    "Latencies are milliseconds from when an operation was due. Copied is what primaries sent to\n"
+    "new members, of all nodes together; planned is by rebalance --plan, at the rate that was set."
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,11 @@ def _two(seconds: list[float]) -> tuple[float, float]:
 @click.option("--load", type=float, default=200.0, show_default=True, help="Operations a second.")
 @click.option("--rate", type=int, help="Bytes/s that a node sends; 0: no limit.  [default: 32 MiB]")
 @click.option("--quiet", type=float, default=10.0, show_default=True, help="Seconds of quiet.")
+@click.option(
+    "--page",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Put what is printed into this page, between the lines that mark the place.",
+)
 @click.option("--json", "json_file", type=click.File("w"), help="Write all figures there.")
 @click.option(
     "--dir",
@@ -146,25 +163,40 @@ def _two(seconds: list[float]) -> tuple[float, float]:
     help="Keep the temporary directory on this disk.  [default: where the system has its own]",
 )
 def bench(
-    keys: int, load: float, rate: int | None, quiet: float, json_file: IO[str] | None, parent: Path
+    keys: int,
+    load: float,
+    rate: int | None,
+    quiet: float,
+    page: Path | None,
+    json_file: IO[str] | None,
+    parent: Path,
 ) -> None:
-    """Measure 3 -> 4 -> 5 -> 4 -> 3 nodes on this machine."""
+    """Measure 3 -> 4 -> 5 -> 4 -> 3 nodes under load, then moves at full speed, on this machine."""
     for number in STOP_SIGNALS:
         signal.signal(number, leave)
     with tempfile.TemporaryDirectory(prefix="ringkv-membership-", dir=parent) as made:
         machine = examine(Path(made))
-        click.echo("\n".join([*machine.lines(), f"load before  {os.getloadavg()[0]:.1f}", ""]))
+        limits = measure_limits(Path(made))
+        setting = f"{keys:,} keys of {VALUE_BYTES} bytes, {load:g} operations/s in the first table"
+        said = [*machine.lines(), limits.line(), f"cluster      {setting}"]
+        click.echo("\n".join(said))
         first = free_ports(2 * PORTS)
         cluster = LocalCluster(Path(made) / "nodes", 3, first, first + PORTS)
         cluster.start()
         try:
             cluster.wait_ready(READY_TIMEOUT_S)
             rows = run(cluster, keys, load, rate, quiet)
+            speeds = run_speeds(cluster)
         finally:
             cluster.stop()
-    print_rows(rows)
+    figures = ["", load_table(rows), "", speed_table(speeds, limits), "", LEGEND]
+    click.echo("\n".join(figures))
+    if page is not None:
+        page.write_text(filled(page.read_text(), "figures", "\n".join(said + figures)))
     if json_file is not None:
-        json.dump({"machine": asdict(machine), "rows": [asdict(r) for r in rows]}, json_file)
+        document: dict[str, object] = {"machine": asdict(machine), "limits": asdict(limits)}
+        document |= {"rows": [asdict(r) for r in rows], "speeds": [asdict(s) for s in speeds]}
+        json.dump(document, json_file)
 
 
 def run(cluster: LocalCluster, keys: int, load: float, rate: int | None, quiet: float) -> list[Row]:
@@ -208,54 +240,26 @@ def stretch(cluster: LocalCluster, steady: Steady, what: str, happen: Callable[[
     return row
 
 
-def copied(cluster: LocalCluster) -> int:
-    """Bytes that all nodes have sent to new members of slots since they started."""
-    told = (node.fetch("/v1/cluster/moves") for node in cluster.nodes)
-    return sum(document["copied_bytes_total"] for document in told if document is not None)
-
-
-def join(cluster: LocalCluster) -> float:
-    """One node more, until every slot has arrived."""
-    node = cluster.add_node()
-    while node.fetch("/health/ready") is None:
-        time.sleep(0.05)
-    return wait_moved(cluster)
-
-
-def go(cluster: LocalCluster, name: str) -> float:
-    """One node less, until it is out and every slot has arrived."""
-    url = f"kv://{cluster.nodes[0].address}"
-    asyncio.run(send_change(url, Leave(name), 10))
-    while any(n["name"] == name for n in cluster.nodes[0].fetch("/v1/cluster/topology")["nodes"]):
-        time.sleep(0.05)
-    return wait_moved(cluster)
-
-
-def wait_moved(cluster: LocalCluster) -> float:
-    """Until nobody has anything left to move; returns since when."""
-    still_since = time.monotonic()
-    while time.monotonic() - still_since < STILL_S:
-        told = [node.fetch("/v1/cluster/moves") for node in cluster.nodes]
-        there = [document for document in told if document is not None]
-        if sum(d["slots"] for d in there) or len({d["epoch"] for d in there}) > 1:
-            still_since = time.monotonic()
-        time.sleep(0.25)
-    return still_since
-
-
-def print_rows(rows: list[Row]) -> None:
-    """A Markdown table."""
-    click.echo(
-        "| | s | copied MiB | operations | failed | get p50 | p99 | put p50 | p99 | longest ms |"
-    )
-    click.echo("| --- " * 10 + "|")
+def load_table(rows: list[Row]) -> str:
+    """Markdown; behind each change its p99 as a multiple of that of the quiet time before."""
+    lines = [
+        "| under load | s | copied MiB | operations | failed | get p50 | p99 | of quiet | put p50 "
+        "| p99 | of quiet | longest ms |",
+        "| --- " * 12 + "|",
+    ]
+    quiet = rows[0]
     for row in rows:
-        latencies = (row.get_p50, row.get_p99, row.put_p50, row.put_p99, row.longest)
-        figures = " | ".join(f"{figure:.1f}" for figure in latencies)
-        click.echo(
+        get = f"{row.get_p50:.1f} | {row.get_p99:.1f} | {_times(row.get_p99, quiet.get_p99)}"
+        put = f"{row.put_p50:.1f} | {row.put_p99:.1f} | {_times(row.put_p99, quiet.put_p99)}"
+        lines.append(
             f"| {row.what} | {row.seconds:.1f} | {row.copied_mib:.1f} | {row.operations} "
-            f"| {row.failed} | {figures} |"
+            f"| {row.failed} | {get} | {put} | {row.longest:.1f} |"
         )
+    return "\n".join(lines)
+
+
+def _times(now: float, before: float) -> str:
+    return f"{now / before:.1f}x" if before else ""
 
 
 if __name__ == "__main__":

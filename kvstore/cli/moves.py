@@ -36,8 +36,8 @@ class Moves(NamedTuple):
 
     @property
     def waits_for_nodes(self) -> bool:
-        """Whether some node has not heard of the newest topology yet."""
-        return len({node.epoch for node in self.nodes}) > 1
+        """Whether some node does not know yet what the newest topology moves."""
+        return len({node.epoch for node in self.nodes}) > 1 or not all(n.placed for n in self.nodes)
 
     @property
     def bytes_left(self) -> int:
@@ -63,8 +63,12 @@ class Moves(NamedTuple):
         paused = any(node.paused for node in self.nodes)
         left = self.seconds_left
         pace = "paused" if paused else "" if left is None else f"about {left:,.0f} s at this rate"
-        what = f"{self.slots} slots to go, {human_bytes(self.bytes_left)}"
-        click.echo(f"{what}, {pace}" if self.slots else "all slots are where they should be")
+        what = f"{self.slots} slots to go, {human_bytes(self.bytes_left)}, {pace}"
+        if not self.slots:
+            what = "all slots are where they should be"
+        if self.waits_for_nodes:
+            what = f"the nodes find out what the newest topology moves; so far {self.slots} slots"
+        click.echo(what)
         click.echo()
         rows = [
             (n.node, n.slots, n.copies, human_bytes(n.copies_bytes), n.done_total)

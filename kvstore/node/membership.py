@@ -118,6 +118,10 @@ class Membership:
             return _NOT_FOUNDED
         return None if self._node.knows(self._node.id) else _NO_MEMBER
 
+    def is_placed(self) -> bool:
+        """Whether what is left to move is known by the newest topology."""
+        return self._spreading is not None and self._spreading.is_placed
+
     def epoch(self) -> int:
         """Of the newest topology that this node knows; 0 before the cluster is founded."""
         return self._node.topology.epoch if self._node.topology is not None else 0

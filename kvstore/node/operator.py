@@ -97,6 +97,7 @@ class OperatorBoard:
             core.throttle.spent_total,
             core.done_total,
             [self._move(move) for move in moves],
+            self._node.membership.is_placed(),
         )
 
     def quorums(self) -> QuorumsStatus:

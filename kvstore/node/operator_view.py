@@ -65,7 +65,8 @@ class MovesStatus(msgspec.Struct, frozen=True):
 
     ``moves`` are some of them, those on their way first. ``copies`` still have to be made, for
     ``copies_bytes`` by the mean size of the node's slots. ``copied_bytes_total`` and ``done_total``
-    count since its start.
+    count since its start. ``placed``: it has seen what the newest topology moves, which takes a few
+    seconds after a change.
     """
 
     node: str
@@ -78,6 +79,7 @@ class MovesStatus(msgspec.Struct, frozen=True):
     copied_bytes_total: int
     done_total: int
     moves: list[MoveStatus]
+    placed: bool = True
 
 
 class ConfigStatus(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from cluster.moves import WALK_MS
 from cluster.records import record_version
 from cluster.system_slot import owners
 from cluster.topology import ACTIVE, TopologyError, decode_topology
@@ -99,6 +100,8 @@ class Spreading:
         self._changed: Topology | None = None
         self._placed_epoch = 0
         self._placed: Topology | None = None
+        """The one whose owners the core knows."""
+        self._placed_ms = -WALK_MS
         self._place_from_ms = 0
         self._asked_ms = -ASK_AGAIN_MS
         self._seen_here = b""
@@ -111,6 +114,14 @@ class Spreading:
         self._placed = self.topology if placed else None
         self._place_from_ms = self._clock.now_ms() + (0 if placed else PLACE_AFTER_START_MS)
         self._task = asyncio.get_running_loop().create_task(self._run(), name="topology")
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the core has looked at every slot with the newest topology's owners in hand."""
+        placed = self._placed
+        if placed is None or self._clock.now_ms() - self._placed_ms < 2 * WALK_MS:
+            return False
+        return placed is self.topology or _what_places(placed) == _what_places(self.topology)
 
     def heard(self, sender: NodeId, epoch: int) -> None:
         """A peer gossips that it is at this epoch."""
@@ -180,7 +191,7 @@ class Spreading:
             return
         found = await self._aside(owners, topology)
         if topology is self.topology:
-            self._placed = topology
+            self._placed, self._placed_ms = topology, self._clock.now_ms()
             self._host.set_owners(found)
         else:
             self._wake.set()
