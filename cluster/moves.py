@@ -155,8 +155,8 @@ class Moves:
         return [self._view(slot) for slot in slots if slot is not None and self._leads(slot)]
 
     def felt_late(self, late_ms: float) -> None:
-        """A timer of this node came so late (see `Room`)."""
-        self._room.felt_late(late_ms)
+        """A timer of this node came so late (see `Room`); who sets no rate gives way to nobody."""
+        self._room.felt_late(0.0 if self.throttle.bytes_per_s is None else late_ms)
 
     def view(self) -> list[Move]:
         """Every slot that this node leads and that is not at its owners; one walk over all."""

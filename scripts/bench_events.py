@@ -23,7 +23,7 @@ import kvstore
 from cluster.slots import slot_of
 from scripts.bench_figures import MIB
 from scripts.bench_loops import PhaseFailed
-from scripts.bench_membership import copied, wait_moved
+from scripts.bench_moves import copied, wait_moved
 from scripts.failover_scenarios import restart, wait_back
 
 if TYPE_CHECKING:

@@ -364,6 +364,16 @@ def test_a_busy_node_moves_less_at_once_and_more_when_it_is_not() -> None:
     assert sum(move.stage is Stage.COPYING for move in table.view()) == SLOTS
 
 
+def test_who_sets_no_rate_gives_way_to_nobody() -> None:
+    c, table = many()
+    table.in_flight_max = 32
+    feel(table, late_ms=50.0)
+    table.throttle.set_rate(None)
+    feel(table, late_ms=50.0)
+    c.pass_time(1_000, nodes=(1,))
+    assert sum(move.stage is Stage.COPYING for move in table.view()) == SLOTS
+
+
 # -- no room ---------------------------------------------------------------------------------------
 
 
