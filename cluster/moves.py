@@ -21,13 +21,9 @@ with each tick so that it holds up nobody; all else here makes it faster.
 
 from __future__ import annotations
 
-from enum import IntEnum
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from cluster.ballot import NodeId
 from cluster.catching_up import tell
 from cluster.limits import (
     COPIES_IN_FLIGHT_MAX,
@@ -35,6 +31,7 @@ from cluster.limits import (
     MOVES_IN_FLIGHT_DEFAULT,
 )
 from cluster.messages import Fetch, Gap
+from cluster.move import Move, Stage
 from cluster.reconfigure import change, is_ready, is_settled, next_config
 from cluster.slot import Primary
 from cluster.surplus import Surpluses
@@ -44,6 +41,7 @@ from cluster.transfer import BRING_AGAIN_MS, on_fetch, on_gap
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cluster.ballot import NodeId
     from cluster.leadership import Leadership
     from cluster.slot import Context, Slot
     from cluster.slot_config import SlotConfig
@@ -66,31 +64,6 @@ COPY_TIMEOUT_MS = 10_000
 
 ADMITTED_MS = 2_000
 """A place for a copy is kept for so long until its first page comes."""
-
-
-class Stage(IntEnum):
-    """How far a move is."""
-
-    WAITING = 1
-    """For its turn, or for a node that cannot be reached."""
-    COPYING = 2
-    """Learners are being brought the slot (R13)."""
-    JOINT = 3
-    """Old and new members decide together (R14)."""
-
-
-class Move(msgspec.Struct, frozen=True):
-    """One slot's way to its owners, as its primary sees it."""
-
-    slot: int
-    stage: Stage
-    members: tuple[NodeId, ...]
-    learners: tuple[NodeId, ...]
-    wanted: tuple[NodeId, ...]
-    urgent: bool
-    """A member cannot be reached, or there are fewer than there should be."""
-    copied_bytes: int
-    copied_records: int
 
 
 class Moves:

@@ -171,16 +171,28 @@ def copied(cluster: LocalCluster) -> int:
 
 
 def wait_moved(cluster: LocalCluster) -> float:
-    """Until nobody has anything left to move; returns since when."""
+    """Until nobody has anything left to move, by the word of every member; returns since when."""
     still_since = time.monotonic()
     while time.monotonic() - still_since < STILL_S:
-        told = [node.fetch("/v1/cluster/moves") for node in cluster.nodes]
-        there = [document for document in told if document is not None]
-        moving = sum(d["slots"] for d in there) or not all(d["placed"] for d in there)
-        if moving or len({d["epoch"] for d in there}) > 1:
+        if not _is_still(cluster):
             still_since = time.monotonic()
         time.sleep(0.25)
     return still_since
+
+
+def _is_still(cluster: LocalCluster) -> bool:
+    topology = cluster.nodes[0].fetch("/v1/cluster/topology")
+    if topology is None:  # too busy to answer in time
+        return False
+    members = {node["name"] for node in topology["nodes"]}
+    told = [node.fetch("/v1/cluster/moves") for node in cluster.nodes if node.name in members]
+    return all(
+        document is not None
+        and document["epoch"] == topology["epoch"]
+        and document["placed"]
+        and not document["slots"]
+        for document in told
+    )
 
 
 def join(cluster: LocalCluster) -> float:
@@ -196,9 +208,11 @@ def go(cluster: LocalCluster, *names: str) -> float:
     for name in names:
         change(cluster, Leave(name))
     first = cluster.nodes[0]
-    while any(n["name"] in names for n in first.fetch("/v1/cluster/topology")["nodes"]):
+    while True:
+        told = first.fetch("/v1/cluster/topology")  # None: too busy to answer in time
+        if told is not None and not any(n["name"] in names for n in told["nodes"]):
+            return wait_moved(cluster)
         time.sleep(0.05)
-    return wait_moved(cluster)
 
 
 def replicate(cluster: LocalCluster, copies: int) -> float:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from cluster.ballot import NodeId
     from cluster.membership import TopologyChange
-    from cluster.moves import Move
+    from cluster.move import Move
     from cluster.slot_config import SlotConfig
     from cluster.topology import Topology
     from kvstore.node.node import Node

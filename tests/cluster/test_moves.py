@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgpack
 import msgspec
 import pytest
 
 from cluster import moves, surplus, transfer
 from cluster.messages import Accept, Chunk, Confirm, Establish, Fetch, Gap, Surplus
-from cluster.moves import Move, Moves, Stage
+from cluster.move import Move, Stage
 from cluster.operations import Absent, Put
 from cluster.slot_config import SlotConfig
 from cluster.throttle import Throttle
 from tests.cluster.core_harness import MEMBERS, Cluster
+
+if TYPE_CHECKING:
+    from cluster.moves import Moves
 
 IDS = (1, 2, 3, 4, 5)
 RAW = msgspec.Raw(msgpack.packb(1))
