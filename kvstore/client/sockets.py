@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 RECEIVE_BYTES: Final = 262_144
 CONNECTIONS_PER_NODE_MAX: Final = 16
+IDLE_UNASKED_SECONDS: Final = 0.01
+"""A connection that was used so lately is taken for alive."""
 
 
 class _Connection:
@@ -46,12 +48,23 @@ class _Connection:
         self.address = address
         self.sock = sock
         self.decoder = decoder
+        self.readable = select.poll()
+        """Of this socket alone: made once, it spares the usual call all preparation."""
+        self.readable.register(sock.fileno(), select.POLLIN)
         self.out = memoryview(b"")
         self.sent_bytes = 0
         self.waiting: dict[int, int] = {}
+        self.used_at = 0.0
+        """When it was put back, on the monotonic clock."""
 
     def is_usable(self) -> bool:
-        """An idle connection has nothing to read; if it has, its node said goodbye."""
+        """An idle connection has nothing to read; if it has, its node said goodbye.
+
+        Who calls again at once is spared the question: should the node have gone just now, the call
+        breaks, and is sent again under its own id.
+        """
+        if time.monotonic() - self.used_at < IDLE_UNASKED_SECONDS:
+            return True
         try:
             self.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -264,6 +277,7 @@ class SocketTransport:
         if connection.waiting or connection.out or self._closed:
             connection.sock.close()
         else:
+            connection.used_at = time.monotonic()
             pool.idle.append(connection)
             if self._closed:  # closed meanwhile
                 self.close()
@@ -280,6 +294,8 @@ class _RefusedByNode(Exception):
 
 def _converse(connections: list[_Connection], replies: list[Reply | None], deadline: float) -> None:
     """Send the rest and read until everything is answered or has failed."""
+    if len(connections) == 1 and _await_one(connections[0], replies, deadline):
+        return
     poller = select.poll()
     by_descriptor = {conn.sock.fileno(): conn for conn in connections}
     by_descriptor.pop(-1, None)  # those that broke while sending
@@ -308,6 +324,22 @@ def _converse(connections: list[_Connection], replies: list[Reply | None], deadl
         detail = f"{connection.address} did not answer in time"
         unsent = NotSent(detail) if not connection.sent_bytes else TimedOut(detail)
         _file(connection.waiting.values(), replies, unsent)
+
+
+def _await_one(connection: _Connection, replies: list[Reply | None], deadline: float) -> bool:
+    """The usual case, of one node that was sent all: whether one read brought all its answers."""
+    if connection.out or connection.sock.fileno() < 0:
+        return False
+    if not connection.readable.poll(max(0.0, deadline - time.monotonic()) * 1_000):
+        return False
+    try:
+        connection.pull(replies)
+    except BlockingIOError:
+        return False
+    except (OSError, FrameError) as error:
+        _fail(connection, replies, error)
+        return True
+    return not connection.waiting
 
 
 def _events(connection: _Connection) -> int:
