@@ -73,7 +73,8 @@ def dispatch(  # noqa: C901 - one line per message
             on_accept(slot, sender, message, ctx)
         case Ack():
             on_ack(slot, sender, message, ctx)
-            acknowledged(slot, sender, leadership, moves)
+            if moves.active or leadership.handing or leadership.catching_up.under_way:
+                acknowledged(slot, sender, leadership, moves)
         case Promise():
             on_promise(slot, sender, message, ctx)
         case Establish():
@@ -123,4 +124,5 @@ def acknowledged(slot: Slot, sender: NodeId, leadership: Leadership, moves: Move
             leadership.catching_up.acked(sender, slot, slot.role)
         if slot.number in leadership.handing:
             leadership.proceed(slot, slot.role)
-    moves.acknowledged(slot)
+    if slot.number in moves.active:
+        moves.advance(slot)

@@ -79,7 +79,7 @@ class Moves:
         """Slots that this node leads and that have yet to set out, in the order of their turn."""
         self._blocked: dict[int, None] = {}
         """Whose turn it was while a new owner was out of reach, or full: the walk finds them."""
-        self._active: set[int] = set()
+        self.active: set[int] = set()
         """Slots that this node leads and whose config is on its way."""
         self._stalled: set[int] = set()
         """Those of them that wait for a learner which cannot be reached, or has no room."""
@@ -119,11 +119,11 @@ class Moves:
     @property
     def pending(self) -> int:
         """Slots that this node leads and that have yet to arrive, as of the last look; O(1)."""
-        return len(self._active) + len(self._urgent) + len(self._others) + len(self._blocked)
+        return len(self.active) + len(self._urgent) + len(self._others) + len(self._blocked)
 
     def first(self, limit: int) -> list[Move]:
         """Some of the pending slots, those on their way first; O(limit)."""
-        numbers = islice(chain(self._active, self._urgent, self._others, self._blocked), limit)
+        numbers = islice(chain(self.active, self._urgent, self._others, self._blocked), limit)
         slots = (self._slots[number] for number in numbers)
         return [self._view(slot) for slot in slots if slot is not None and self._leads(slot)]
 
@@ -176,12 +176,7 @@ class Moves:
             if next_config(slot.config, self._wanted[slot.number]) is not None:
                 self._queue(slot)
         else:
-            self._active.add(slot.number)
-            self.advance(slot)
-
-    def acknowledged(self, slot: Slot) -> None:
-        """Somebody is durable at more: maybe the slot can take its next step."""
-        if slot.number in self._active:
+            self.active.add(slot.number)
             self.advance(slot)
 
     def advance(self, slot: Slot) -> None:
@@ -200,13 +195,13 @@ class Moves:
             self._leadership.consider_return(slot)  # R14: the primary may have moved itself away
             self._set_out()
         elif is_ready(slot, primary, step, self._ctx) and not (self.paused and step.learners):
-            self._active.add(slot.number)
+            self.active.add(slot.number)
             change(slot, primary, step, self._ctx)
             for node in step.learners:
                 tell(slot, primary, node, self._ctx)
 
     def _rest(self, number: int) -> None:
-        self._active.discard(number)
+        self.active.discard(number)
         self._stalled.discard(number)
 
     def _set_out(self) -> None:
@@ -214,7 +209,7 @@ class Moves:
         while (
             (queue := self._urgent or self._others)
             and not self.paused
-            and len(self._active) - len(self._stalled) < min(self.in_flight_max, self._places())
+            and len(self.active) - len(self._stalled) < min(self.in_flight_max, self._places())
         ):
             number = next(iter(queue))
             del queue[number]
@@ -299,7 +294,7 @@ class Moves:
         remind = self._ctx.now_ms - self._reminded_at_ms >= REMIND_INTERVAL_MS
         if remind:
             self._reminded_at_ms = self._ctx.now_ms
-        for number in list(self._active):
+        for number in list(self.active):
             slot = self._slots[number]
             assert slot is not None
             self.advance(slot)
@@ -359,7 +354,7 @@ class Moves:
         elif isinstance(role, Primary) and role.serving:
             config = slot.config
             if not _is_plain(config) or not is_settled(role):
-                self._active.add(number)
+                self.active.add(number)
                 self._copies_met += len(config.learners)
                 if not set(config.learners) <= ctx.reachable - ctx.full:
                     self._stalled.add(number)
