@@ -57,7 +57,7 @@ EQUAL_SECONDS: Final = 60.0
 PATIENCE: Final = 6
 """So many times as long it is waited, to tell late from never."""
 
-END_SECONDS: Final = 60.0
+END_SECONDS: Final = 180.0
 ANSWERED_SHARE_MIN: Final = 0.30
 UNKNOWN_SHARE_MAX: Final = 0.001
 LOOK_KEYS: Final = 500
