@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FAST = [*SMALL, "--scrub-bytes-per-s", "64MiB"]
 KEYS = {f"key:{n}": "x" * 100 for n in range(3_000)}
 LOST_DISK_STATUS = 74
+SMALL_DISK_BYTES = 128 << 20
 
 
 @pytest.fixture
@@ -112,27 +113,54 @@ def test_a_log_with_a_hole_keeps_its_node_from_starting(filled: LocalCluster) ->
         assert db.get_many(list(KEYS)) == KEYS, "the others serve on"
 
 
+@contextmanager
+def small_disk(directory: Path) -> Iterator[bool]:
+    """A file system of its own under a directory, if this machine lets us."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(directory)]
+    is_small = os.geteuid() == 0 and subprocess.run(mount, check=False).returncode == 0
+    try:
+        yield is_small
+    finally:
+        if is_small:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
 def test_a_full_disk_refuses_writes_and_serves_on(tmp_path: Path) -> None:
-    with running_cluster(tmp_path, nodes=1, extra=SMALL) as cluster:
+    """Elsewhere than on a disk that can be filled, the node is told to reserve more than it has."""
+    reserve = ["--disk-reserve-bytes", str(SMALL_DISK_BYTES // 4)]
+    with (
+        small_disk(tmp_path / "disk") as is_small,
+        running_cluster(tmp_path / "disk", nodes=1, extra=[*SMALL, *reserve]) as cluster,
+    ):
+        ballast = tmp_path / "disk" / "ballast"
         with kvstore.connect(cluster.url) as db:
             db.put_many(KEYS)
-        node = cluster.nodes[0]
-        node.stop()
-        cluster._extra = [*SMALL, "--disk-reserve-bytes", "1024GiB"]
-        cluster.start_node(node)
-        cluster.wait_ready(30)
+        if is_small:
+            room = os.statvfs(ballast.parent)
+            ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - SMALL_DISK_BYTES // 8))
+        else:
+            restart(cluster, [*SMALL, "--disk-reserve-bytes", "1024GiB"])
         with kvstore.connect(cluster.url, timeout=2) as db:
-            wait_for(lambda: is_refused(lambda: db.put("key:1", 1)), "writes are refused")
+            wait_for(lambda: is_refused(lambda: db.put("other", 1)), "writes are refused")
             assert is_refused(lambda: db.incr("n"))
             assert db.get("key:1") == KEYS["key:1"]
             assert db.delete("key:1")
         assert "is full" in command("status", url=cluster.url).stdout
-        node.stop()
-        cluster._extra = SMALL
-        cluster.start_node(node)
-        cluster.wait_ready(30)
+        if is_small:
+            ballast.unlink()
+        else:
+            restart(cluster, [*SMALL, *reserve])
         with kvstore.connect(cluster.url) as db:
-            db.put("key:1", 1)
+            wait_for(lambda: not is_refused(lambda: db.put("key:1", 1)), "there is room again")
+            assert db.get("key:1") == 1
+
+
+def restart(cluster: LocalCluster, settings: list[str]) -> None:
+    cluster.nodes[0].stop()
+    cluster._extra = settings
+    cluster.start_node(cluster.nodes[0])
+    cluster.wait_ready(30)
 
 
 def is_refused(write: Callable[[], object]) -> bool:
