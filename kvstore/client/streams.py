@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from weakref import WeakSet
 
 from kvstore.client.address import split_address
@@ -39,8 +40,11 @@ class _Connection(asyncio.Protocol):
     there.
     """
 
-    def __init__(self, greeting: Greeting, ear: Ear | None = None) -> None:
+    def __init__(
+        self, greeting: Greeting, now: Callable[[], float], ear: Ear | None = None
+    ) -> None:
         self._greeting = greeting
+        self._now = now
         self._ear = ear
         self._received_bytes = 0
         self._decoder: FrameDecoder = greeting.decoder
@@ -49,7 +53,10 @@ class _Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._writable = asyncio.Event()
         self._writable.set()
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Reply], float]] = {}
+        """By frame: whoever waits for its answer, and until when."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
         self.welcome: asyncio.Future[str | None] = self._loop.create_future()
         self.lost = ""
 
@@ -74,9 +81,9 @@ class _Connection(asyncio.Protocol):
                 if self._ear is not None:
                     self._pass_on(frame, self._ear)
                 elif isinstance(frame, Response | Routes):
-                    future = self._waiting.pop(frame.id, None)
-                    if future is not None and not future.done():
-                        future.set_result(frame)
+                    waiting = self._waiting.pop(frame.id, None)
+                    if waiting is not None and not waiting[0].done():
+                        waiting[0].set_result(frame)
         except FrameError as error:
             self.close(str(error))
 
@@ -107,15 +114,40 @@ class _Connection(asyncio.Protocol):
             return False
         return True
 
-    def send(self, frame_id: int, data: bytes) -> asyncio.Future[Reply]:
-        """Queue a frame for this tick's write; the future is its reply."""
+    def send(self, frame_id: int, data: bytes, deadline: float) -> asyncio.Future[Reply]:
+        """Queue a frame for this tick's write; the future is its reply, or that it came too late.
+
+        One timer serves all that wait: it is set for the earliest deadline, which mostly belongs to
+        an answer that has come long before, and then looks for the next one.
+        """
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.lost or self._transport is None:
             future.set_result(NotSent(self.lost or "not connected"))
             return future
-        self._waiting[frame_id] = future
+        self._waiting[frame_id] = future, deadline
+        if deadline < self._timer_at:
+            self._look_at(deadline)
         self._queue(data)
         return future
+
+    def _look_at(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        left = max(0.0, deadline - self._now())
+        self._timer = self._loop.call_later(left, self._expire)
+
+    def _expire(self) -> None:
+        """Tell those whose time is over, and look again when the next one's is."""
+        now = self._now()
+        late = [frame_id for frame_id, (_, deadline) in self._waiting.items() if deadline <= now]
+        for frame_id in late:
+            future, _ = self._waiting.pop(frame_id)
+            if not future.done():
+                future.set_result(TimedOut("no answer in time"))
+        self._timer, self._timer_at = None, inf
+        if self._waiting:
+            self._look_at(min(deadline for _, deadline in self._waiting.values()))
 
     def send_frame(self, frame: Watch | RouteQuery) -> None:
         """Queue a frame of a watch."""
@@ -159,7 +191,10 @@ class _Connection(asyncio.Protocol):
         if not self.welcome.done():
             self.welcome.set_result(f"{why} during the handshake")
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, inf
+        for future, _ in waiting.values():
             if not future.done():
                 future.set_result(Broken(self.lost))
 
@@ -244,16 +279,18 @@ class StreamTransport:
         left = deadline - self._now()
         if not await connection.writable(left):
             return NotSent(f"{address} takes no more requests")
-        reply = connection.send(frame.id, encode_frame(frame))
-        timer = reply.get_loop().call_later(max(0.0, left), _expire, reply, address)
         try:
-            result = await reply
-        finally:
-            timer.cancel()
+            result = await connection.send(frame.id, encode_frame(frame), deadline)
+        except asyncio.CancelledError:
             connection.forget(frame.id)
-        if isinstance(result, Broken):
-            return Broken(f"{address}: {result.detail}")
-        return result
+            raise
+        match result:
+            case Broken(detail):
+                return Broken(f"{address}: {detail}")
+            case TimedOut():
+                return TimedOut(f"{address} did not answer in time")
+            case answer:
+                return answer
 
     async def _dial(self, address: str, deadline: float) -> _Connection | NotSent:
         """Connect once for all who ask; a waiter that gives up leaves the others theirs."""
@@ -271,7 +308,7 @@ class StreamTransport:
     async def _connect(self, address: str, ear: Ear | None = None) -> _Connection | NotSent:
         host, port = split_address(address)
         greeting = Greeting(self._cluster_id)
-        make: Callable[[], _Connection] = lambda: _Connection(greeting, ear)  # noqa: E731
+        make: Callable[[], _Connection] = lambda: _Connection(greeting, self._now, ear)  # noqa: E731
         connection: _Connection | None = None
         try:
             async with asyncio.timeout(self._connect_timeout):
@@ -305,8 +342,3 @@ def _reason(error: OSError) -> str:
     """The system's words; asyncio's own text hides them behind the address."""
     named = error.errno is not None and not isinstance(error, socket.gaierror)
     return (os.strerror(error.errno or 0) if named else error.strerror or str(error)).lower()
-
-
-def _expire(reply: asyncio.Future[Any], address: str) -> None:
-    if not reply.done():
-        reply.set_result(TimedOut(f"{address} did not answer in time"))
