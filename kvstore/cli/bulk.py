@@ -193,7 +193,7 @@ class Remembered:
         """What was remembered of this job, or None."""
         try:
             found = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(found, dict) or found.get("job") != self._job:
             return None

@@ -206,7 +206,7 @@ def _parsed(file: Path) -> Identity:
             raise ValueError(f"{identity.member} is no member id")
         if not isinstance(found, int):
             raise TypeError("the format is no number")
-    except (ValueError, TypeError, KeyError) as exc:  # msgspec's and json's errors are ValueErrors
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:  # also msgspec's and json's
         raise DataDirError(
             f"{file} cannot be understood ({exc}): this disk counts as lost, or the directory is"
             " not ours. Nothing was changed. Choose another directory, or remove this one; the"

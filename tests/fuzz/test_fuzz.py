@@ -15,6 +15,7 @@ from kvstore.client.outcomes import entry_of
 from kvstore.http.keys import expiry_text
 from kvstore.http.problems import ProblemError
 from kvstore.http.targets import Query
+from kvstore.storage.datadir import DataDirError, _parsed
 from tests.fuzz import doors
 from tests.fuzz.examples import RECORDS, VERSION
 from tests.fuzz.fuzz import Found, run_block
@@ -88,3 +89,11 @@ def test_a_progress_file_without_its_place(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.progress"
     file.write_text(text)
     assert Remembered(file, {"size": 1}).recall() is None
+
+
+def test_small_files_that_are_nested_too_deep(tmp_path: Path) -> None:
+    file = tmp_path / "IDENTITY"
+    file.write_text("[" * 100_000)
+    assert Remembered(file, {}).recall() is None
+    with pytest.raises(DataDirError, match="cannot be understood"):
+        _parsed(file)
