@@ -67,7 +67,7 @@ bench-failover: $(VENV)/installed ## measure what clients notice when a node die
 
 .PHONY: bench-membership
 bench-membership: $(VENV)/installed ## measure what clients notice while nodes join and leave
-	@$(BIN)/python -m scripts.bench_membership
+	@$(BIN)/python -m scripts.bench_membership $(if $(KEYS),--keys $(KEYS)) $(if $(PAGE),--page $(PAGE))
 
 .PHONY: bench-overload
 bench-overload: $(VENV)/installed ## measure five times the load that saturates, and a kill in it

@@ -164,10 +164,17 @@ def plan(cluster: LocalCluster, wanted: OperatorChange) -> PlanStatus:
     return asyncio.run(ask_plan(url_of(cluster), wanted, TIMEOUT_S))
 
 
+_copied: dict[tuple[str, int], int] = {}
+"""By node and process: one that has left, or was killed, tells no more what it had sent."""
+
+
 def copied(cluster: LocalCluster) -> int:
-    """Bytes that all nodes have sent to new members of slots since they started."""
-    told = (node.fetch("/v1/cluster/moves") for node in cluster.nodes)
-    return sum(document["copied_bytes_total"] for document in told if document is not None)
+    """Bytes that all nodes, those of before included, have sent to new members of slots."""
+    for node in cluster.nodes:
+        told = node.fetch("/v1/cluster/moves")
+        if told is not None and node.process is not None:
+            _copied[node.name, node.process.pid] = told["copied_bytes_total"]
+    return sum(_copied.values())
 
 
 def wait_moved(cluster: LocalCluster) -> float:
@@ -176,6 +183,7 @@ def wait_moved(cluster: LocalCluster) -> float:
     while time.monotonic() - still_since < STILL_S:
         if not _is_still(cluster):
             still_since = time.monotonic()
+        copied(cluster)
         time.sleep(0.25)
     return still_since
 
@@ -212,7 +220,8 @@ def go(cluster: LocalCluster, *names: str) -> float:
         told = first.fetch("/v1/cluster/topology")  # None: too busy to answer in time
         if told is not None and not any(n["name"] in names for n in told["nodes"]):
             return wait_moved(cluster)
-        time.sleep(0.05)
+        copied(cluster)
+        time.sleep(0.1)
 
 
 def replicate(cluster: LocalCluster, copies: int) -> float:
@@ -243,9 +252,7 @@ def run_speeds(cluster: LocalCluster) -> list[Speed]:
     ]
     rows.append(measured(cluster, "5 to 3 nodes", lambda: go(cluster, *names)))
     lost = cluster.nodes[1]
-    rows.append(
-        measured(cluster, "kill -9 and a new disk", lambda: replace_lost(cluster, lost), [lost])
-    )
+    rows.append(measured(cluster, "kill -9 and a new disk", lambda: replace_lost(cluster, lost)))
     replicate(cluster, 1)
     least = plan(cluster, Replicate(3))
     set_rate(cluster, max(int(least.copies_bytes / 3 / PACED_SECONDS), 65_536))
@@ -261,13 +268,10 @@ def measured(
     cluster: LocalCluster,
     what: str,
     happen: Callable[[], float],
-    restarted: list[LocalNode] | None = None,
     said: PlanStatus | None = None,
 ) -> Speed:
-    """Let it happen; nodes that are ``restarted`` in it count from nothing again."""
+    """Let it happen."""
     before = copied(cluster)
-    for node in restarted or []:
-        before -= node.fetch("/v1/cluster/moves")["copied_bytes_total"]
     begin = time.monotonic()
     end = happen()
     row = Speed(
