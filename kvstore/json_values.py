@@ -23,6 +23,7 @@ import base64
 import binascii
 import json
 import math
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -96,8 +97,8 @@ def _is_marked(value: dict[Any, Any]) -> bool:
 def _object(pairs: list[tuple[str, Any]]) -> Any:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise BadRequest(f"the name {twice!r:.80} occurs twice in one object")
     if not _is_marked(value):
         return value

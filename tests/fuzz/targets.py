@@ -12,9 +12,11 @@ import csv
 import io
 import json
 import math
+import shutil
 import tempfile
 import zlib
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
 _SHM: Final = Path("/dev/shm")
 SCRATCH: Final = Path(tempfile.mkdtemp(prefix="ringkv-fuzz-", dir=_SHM if _SHM.is_dir() else None))
 """For parsers that take a path."""
+
+Finalize(None, shutil.rmtree, args=(SCRATCH, True), exitpriority=1)
 
 _JSON: Final = tuple(json.loads(text) for text in examples.JSON)
 _changes: msgspec.json.Decoder[OperatorChange] = msgspec.json.Decoder(OperatorChange)

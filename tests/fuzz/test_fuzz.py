@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from datetime import UTC, datetime
 from random import Random
@@ -12,9 +13,11 @@ import pytest
 from cluster.records import RecordError, decode_record, encode_record
 from kvstore.cli.bulk import Remembered
 from kvstore.client.outcomes import entry_of
+from kvstore.errors import BadRequest
 from kvstore.http.keys import expiry_text
 from kvstore.http.problems import ProblemError
 from kvstore.http.targets import Query
+from kvstore.json_values import load_json
 from kvstore.storage.datadir import DataDirError, _parsed
 from tests.fuzz import doors
 from tests.fuzz.examples import RECORDS, VERSION
@@ -97,3 +100,12 @@ def test_small_files_that_are_nested_too_deep(tmp_path: Path) -> None:
     assert Remembered(file, {}).recall() is None
     with pytest.raises(DataDirError, match="cannot be understood"):
         _parsed(file)
+
+
+def test_a_name_that_occurs_twice_among_many_is_found_in_one_walk() -> None:
+    """It was looked for name by name: minutes on the event loop for a body within the limits."""
+    names = ",".join(f'"{n}":1' for n in range(50_000))
+    begin = time.process_time()
+    with pytest.raises(BadRequest, match="'z' occurs twice"):
+        load_json(f'{{{names},"z":1,"z":2}}'.encode())
+    assert time.process_time() - begin < 5
