@@ -7,6 +7,7 @@ since the last one is read.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cluster.slot import Slot
     from tests.simulation.machines import Machine
     from tests.simulation.world import World
+
+_owners = lru_cache(maxsize=64)(owners)
 
 Held = list[list[tuple["Machine", "Slot"]]]
 
@@ -137,7 +140,7 @@ class Auditor:
         for machine, _ in nodes:
             if machine.disk.is_rotten:
                 yield f"{machine.host} has a rotten record"
-        wanted = owners(topology)
+        wanted = _owners(topology)
         for number, held in enumerate(self.replicas()):
             leads = [slot for _, slot in held if isinstance(slot.role, Primary)]
             places = ", ".join(f"{m.host} {s.position.established}.{s.sequence}" for m, s in held)

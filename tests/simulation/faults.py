@@ -65,6 +65,11 @@ class Chaos:
                 if machine.running:
                     machine.crash(silently=kind == "power")
                     self._world.start_later(machine, rng.expovariate(1.0))
+            case "blackout":
+                for each in self._world.machines:
+                    if each.running:
+                        each.crash(silently=True)
+                        self._world.start_later(each, rng.expovariate(2.0))
             case "pause":
                 process = machine.process
                 if process is not None:

@@ -19,12 +19,17 @@ KINDS = (
     *("put", "get", "get", "incr", "delete", "cas", "absent", "ttl"),
     *("touch", "batch", "many", "scan", "bulk"),
 )
-PROCESS_FAULTS = ("kill", "power", "pause", "stop")
+PROCESS_FAULTS = ("kill", "power", "blackout", "pause", "stop")
 NETWORK_FAULTS = ("cut", "bridge", "break", "slow")
 CLOCK_FAULTS = ("jump",)
 DISK_FAULTS = ("wipe", "syncfail", "rot", "full", "slowdisk")
 MEMBER_FAULTS = ("join", "leave", "weigh", "replicate", "pace")
 FAULTS = PROCESS_FAULTS + NETWORK_FAULTS + CLOCK_FAULTS + DISK_FAULTS + MEMBER_FAULTS
+
+
+BUSY_SECONDS = 1.0
+BUSY_SHARE = 0.8
+"""How many of the faults of a round come within so long of its beginning."""
 
 
 class Fault(NamedTuple):
@@ -65,10 +70,11 @@ class Plan:
     callers: int
     customers: int
     observers: int
+    round_seconds: float
+    """Everyone works at the beginning of a round, when most faults come, and rests then."""
     burst_operations: int
     """Operations in a row, on average, before a customer rests."""
     pause_seconds: float
-    rest_seconds: float
     timeout_seconds: float
     """Of a client's call: short ones leave outcomes open."""
     keys: int
@@ -95,12 +101,12 @@ def draw_plan(seed: int) -> Plan:
     share = rng.choice((0.15, 0.4))
     allowed = tuple(fault for fault in FAULTS if rng.random() < share) or ("kill",)
     chaos_seconds = rng.choice((15.0, 30.0, 60.0))
-    calm_seconds = rng.choice((0.7, 2.0, 5.0))
-    burst = rng.choice((1, 5, 20))
+    round_seconds = rng.choice((3.0, 6.0, 12.0))
+    faults_a_round = rng.choice((0.7, 2.0, 4.0))
     customers = rng.choice((1, 1, 2, 4))
     callers = rng.choice((1, 2, 3))
-    operations = rng.choice((20, 60, 120))
-    bursts = max(2, operations / (burst * customers * callers))
+    operations = rng.choice((30, 80, 160))
+    burst = operations * round_seconds / (chaos_seconds * customers * callers)
     return Plan(
         nodes=rng.choice((3, 3, 3, 4, 5)),
         delay_seconds=rng.choice((0.0001, 0.0005, 0.003)),
@@ -111,15 +117,15 @@ def draw_plan(seed: int) -> Plan:
         callers=callers,
         customers=customers,
         observers=rng.choice((0, 0, 1)),
-        burst_operations=burst,
-        pause_seconds=rng.choice((0.005, 0.05, 0.4)),
-        rest_seconds=chaos_seconds / bursts,
+        round_seconds=round_seconds,
+        burst_operations=max(2, round(burst)),
+        pause_seconds=rng.choice((0.001, 0.01, 0.1)),
         timeout_seconds=rng.choice((0.2, 1.0, 5.0)),
         keys=rng.choice((1, 2, 4)),
         kinds=kinds,
         chaos_seconds=chaos_seconds,
         knobs=_draw_knobs(rng, allowed),
-        faults=_draw_faults(rng, allowed, chaos_seconds, calm_seconds),
+        faults=_draw_faults(rng, allowed, chaos_seconds, round_seconds, faults_a_round),
     )
 
 
@@ -136,10 +142,16 @@ def _draw_knobs(rng: Random, allowed: tuple[str, ...]) -> Knobs:
 
 
 def _draw_faults(
-    rng: Random, allowed: tuple[str, ...], chaos_seconds: float, calm_seconds: float
+    rng: Random,
+    allowed: tuple[str, ...],
+    chaos_seconds: float,
+    round_seconds: float,
+    faults_a_round: float,
 ) -> tuple[Fault, ...]:
-    faults: list[Fault] = []
-    at = 0.0
-    while (at := at + calm_seconds * 2 * rng.random()) < chaos_seconds:
-        faults.append(Fault(at, rng.choice(allowed), len(faults)))
-    return tuple(faults)
+    """Most of them while clients work, some while they rest."""
+    times: list[float] = []
+    for begin in range(0, int(chaos_seconds), int(round_seconds)):
+        for _ in range(int(faults_a_round + rng.random())):
+            busy = rng.random() < BUSY_SHARE
+            times.append(begin + rng.random() * (BUSY_SECONDS if busy else round_seconds))
+    return tuple(Fault(at, rng.choice(allowed), n) for n, at in enumerate(sorted(times)))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation import planted
 from tests.simulation.plan import draw_plan
-from tests.simulation.planted_around import CHEAP
+from tests.simulation.planted_around import ALL, CHEAP
 from tests.simulation.shrink import Shrinker, kind_of, run, story
 from tests.simulation.simulate import quiet
 from tests.simulation.world import World
@@ -48,6 +48,12 @@ def test_a_seed_is_one_run() -> None:
     assert World(5).run() == World(5).run()
 
 
+@pytest.mark.parametrize("plant", ALL)
+def test_a_plant_finds_its_place(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)  # raises if there is nothing of that name
+    assert plant.__doc__
+
+
 @pytest.mark.parametrize("plant", CHEAP)
 def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
@@ -78,13 +84,7 @@ def first_fault() -> tuple[int, str] | None:
 
 
 def shortened(seed: int) -> Plan:
-    """The seed's plan with as many operations and faults as fit into a few seconds."""
+    """The seed's plan without all but its beginning."""
     plan = draw_plan(seed)
-    scale = CHAOS_SECONDS / plan.chaos_seconds
-    faults = [f for f in plan.faults if f.at < 2 * CHAOS_SECONDS]
-    return replace(
-        plan,
-        chaos_seconds=CHAOS_SECONDS,
-        rest_seconds=plan.rest_seconds * scale,
-        faults=tuple(f._replace(at=f.at / 2) for f in faults),
-    )
+    faults = tuple(fault for fault in plan.faults if fault.at < CHAOS_SECONDS)
+    return replace(plan, chaos_seconds=CHAOS_SECONDS, round_seconds=3.0, faults=faults)

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 REFUSALS = (Unavailable, DeadlineExceeded, Overloaded)
 TTL_SECONDS = 0.4
 REST_LOOK_SECONDS = 1.0
+JITTER_SECONDS = 0.3
+"""All begin a round together, more or less."""
 EPOCH_SECONDS = 1.5
 """Keys change their names after so long: the search for an order is exponential in the worst case,
 and a hundred operations on a key show what a thousand would."""
@@ -103,7 +105,7 @@ class Customer:
         pause_seconds: Between two operations, on average.
         kinds: Which operations, by name, as often as they stand there.
         burst: Operations in a row, on average, before it rests.
-        rest_seconds: How long, on average.
+        round_seconds: It rests until the next full multiple of this, as all others do; 0: never.
         rng: All of this customer's chance; the caller's if None.
     """
 
@@ -117,7 +119,7 @@ class Customer:
         kinds: list[str],
         *,
         burst: int = 1,
-        rest_seconds: float = 0.0,
+        round_seconds: float = 0.0,
         rng: Random | None = None,
     ) -> None:
         self._client: AsyncClient = caller.client
@@ -128,7 +130,7 @@ class Customer:
         self._pause_seconds = pause_seconds
         self._kinds = kinds
         self._burst = burst
-        self._rest_seconds = rest_seconds
+        self._round_seconds = round_seconds
         self._values = count(1)
         self._versions: dict[str, str] = {}
         self._actions: dict[str, Callable[[str], Awaitable[None]]] = {
@@ -158,11 +160,14 @@ class Customer:
                 if self.stopping:
                     break
             else:
-                await self._rest(self._rest_seconds * 2 * rng.random())
+                await self._rest()
 
-    async def _rest(self, seconds: float) -> None:
-        """So long, but not when it is told to stop."""
-        until = self._history.now + seconds
+    async def _rest(self) -> None:
+        """Until the next round, but not when it is told to stop."""
+        seconds = self._round_seconds
+        if not seconds:
+            return
+        until = (self._history.now // seconds + 1) * seconds + JITTER_SECONDS * self._rng.random()
         while (left := until - self._history.now) > 0 and not self.stopping:  # noqa: ASYNC110
             await asyncio.sleep(min(left, REST_LOOK_SECONDS))
 

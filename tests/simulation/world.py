@@ -101,6 +101,8 @@ class World:
         """
         with turned(self.plan.knobs):
             self._begin()
+            first_round = -self.universe.now % self.plan.round_seconds
+            self.universe.run(self.universe.now + first_round)
             tasks = self._start_customers()
             self._suffer()
             self._heal(tasks)
@@ -130,7 +132,7 @@ class World:
                     plan.pause_seconds,
                     list(plan.kinds),
                     burst=plan.burst_operations,
-                    rest_seconds=plan.rest_seconds,
+                    round_seconds=plan.round_seconds,
                     rng=rng,
                 )
                 self.customers.append(customer)
