@@ -22,6 +22,9 @@ CHUNKS, CHUNK_SEEDS = 20, 15
 CHAOS_SECONDS = 5.0
 """Of a seed here: so many of them see more than a few long ones."""
 
+pytestmark = pytest.mark.timeout(900)
+"""Processor time, on a machine that is busy with other things."""
+
 FOUND: list[int] = []
 """Seeds that once found a bug (`docs/correctness.md`), as they were."""
 
@@ -61,11 +64,11 @@ def test_a_planted_bug_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_fails_is_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    planted.retry_not_looked_up(monkeypatch)
+    planted.accept_gap(monkeypatch)
     found = first_fault()
     assert found is not None
     seed, fault = found
-    monkeypatch.setattr("tests.simulation.shrink.RUNS_MAX", 25)
+    monkeypatch.setattr("tests.simulation.shrink.RUNS_MAX", 12)
     plan = draw_plan(seed)
     small = Shrinker(seed, fault, plan).shrink()
     assert len(small.faults) < len(plan.faults)
