@@ -344,9 +344,6 @@ ALL: list[Plant] = [*PLANTS, *AROUND]
 
 CHEAP: list[Plant] = [
     planted.accept_gap,
-    planted.ack_before_fsync,
-    planted.answers_before_commit,
-    scans_miss_the_tick,
     client_calls_unknown_refused,
     scan_repeats_the_last_key,
 ]

@@ -68,7 +68,7 @@ def test_what_fails_is_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
     found = first_fault()
     assert found is not None
     seed, fault = found
-    monkeypatch.setattr("tests.simulation.shrink.RUNS_MAX", 12)
+    monkeypatch.setattr("tests.simulation.shrink.RUNS_MAX", 8)
     plan = draw_plan(seed)
     small = Shrinker(seed, fault, plan).shrink()
     assert len(small.faults) < len(plan.faults)
