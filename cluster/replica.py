@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.key_log import add_run, log_begin
-from cluster.limits import KEY_LOG_ENTRIES_MAX
 from cluster.messages import Accept, Ack, Establish, Gap, Prepare, Promise, Refuse
 from cluster.outputs import Moved
 from cluster.slot import Primary
@@ -39,11 +38,9 @@ def apply(
         store.write(prefix + key, record)  # R8: absence is absence
     store.log(prefix, sequence, entry)
     slot.sequence = sequence
-    if sequence > KEY_LOG_ENTRIES_MAX:
-        end = log_begin(sequence)
-        begin = log_begin(sequence - 1)
-        if begin != end:
-            store.drop_log(prefix, begin, end)
+    begin = log_begin(sequence)
+    if begin != log_begin(sequence - 1):
+        store.drop_log(prefix, log_begin(sequence - 1), begin)
     if config is not None:  # R14: it counts from now on, committed or not
         slot.config = shared(config)
         slot.save(ctx)
