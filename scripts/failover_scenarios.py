@@ -29,7 +29,7 @@ QUIET_S: Final = 2.0
 
 AFTER_S: Final = 1.0
 BACK_TIMEOUT_S: Final = 60.0
-POLL_S: Final = 0.1
+POLL_S: Final = 0.5
 BALANCED: Final = 0.9
 """A node leads what it should when it leads this share of an equal part."""
 
