@@ -86,6 +86,16 @@ def _spans(runs: tuple[Run, ...], sequence: int) -> dict[Ballot, tuple[int, int]
     }
 
 
+def whole_log(common: int | None, source: int, receiver: int) -> int | None:
+    """The common point that makes the receiver's log whole, where content goes to it (R11).
+
+    A receiver that stands at a higher sequence than the source may have dropped entries that a log
+    of the source's sequence still has: then they are sent too.
+    """
+    begin = log_begin(source)
+    return min(common, begin - 1) if common is not None and log_begin(receiver) > begin else common
+
+
 def common_sequence(
     mine: tuple[Run, ...], my_sequence: int, theirs: tuple[Run, ...], their_sequence: int
 ) -> int | None:

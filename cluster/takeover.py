@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.ballot import Ballot, NodeId
-from cluster.key_log import add_run, common_sequence
+from cluster.key_log import add_run, common_sequence, whole_log
 from cluster.messages import (
     Ack,
     Ask,
@@ -173,6 +173,7 @@ def best_of(promises: dict[NodeId, Promise], me: NodeId) -> NodeId | None:
 def pull(slot: Slot, best: NodeId, promise: Promise, ctx: Context) -> None:
     """Ask best for its state (R11)."""
     common = common_sequence(slot.runs, slot.sequence, promise.runs, promise.position.sequence)
+    common = whole_log(common, promise.position.sequence, slot.sequence)
     keys = [] if common is None else touched_keys(slot, common, ctx)
     ctx.out.send[best].append(Pull(slot.number, promise.ballot, slot.position, common, keys))
 

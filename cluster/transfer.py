@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.ballot import Ballot, NodeId, Position
-from cluster.key_log import common_sequence, decode_entry, log_begin
+from cluster.key_log import common_sequence, decode_entry, log_begin, whole_log
 from cluster.messages import (
     Ack,
     Chunk,
@@ -170,6 +170,7 @@ def on_gap(slot: Slot, sender: NodeId, gap: Gap, ctx: Context) -> None:
         send_first_chunk(slot, primary.ballot, sender, ctx)
         return
     common = common_sequence(slot.runs, slot.sequence, gap.runs, gap.position.sequence)
+    common = whole_log(common, slot.sequence, gap.position.sequence)
     if common is not None and gap.position.sequence > common:  # it strayed: which keys?
         ctx.out.send[sender].append(TailQuery(slot.number, primary.ballot, common))
         return

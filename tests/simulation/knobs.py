@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cluster import key_log, primary, replica, transfer
+from cluster import key_log, primary, transfer
 from cluster.swim_settings import SwimSettings
 from kvstore.node import node, watching
 
@@ -35,7 +35,6 @@ def turned(knobs: Knobs) -> Iterator[None]:
         (node, "TICK_INTERVAL_S", 0.05 * min(slow, 3)),
         (node, "SwimSettings", swim),
         (key_log, "KEY_LOG_ENTRIES_MAX", knobs.log_entries),
-        (replica, "KEY_LOG_ENTRIES_MAX", knobs.log_entries),
         (key_log, "KEY_LOG_EVICTION_STEP", knobs.log_step),
         (watching, "PROGRESS_STEP", min(watching.PROGRESS_STEP, _power_below(knobs))),
         (transfer, "CHUNK_ROWS_MIN", knobs.chunk_rows),
