@@ -9,12 +9,13 @@ all keeps the limits.
 
 Three kinds of junctions have a copy too many on such a path: a node (some slot of it must go), a
 zone of a slot (the copy goes to another node of the zone, or leaves it) and the extra of a slot (it
-goes to another zone).
+goes to another zone). They are no tuples: node 4 is not the extra of slot 4.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,20 +25,23 @@ if TYPE_CHECKING:
     from cluster.shares import ZoneRule
 
 
-class AtNode(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AtNode:
     """This node has one copy more than it held."""
 
     node: NodeId
 
 
-class AtZone(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AtZone:
     """This zone of a slot has one copy that needs a node."""
 
     slot: int
     zone: str
 
 
-class AtExtra(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AtExtra:
     """A slot has one copy that needs a zone, beyond the ``base`` that each may have."""
 
     slot: int

@@ -150,6 +150,16 @@ def test_nobody_is_over_its_limit_where_zones_and_weights_are_at_odds() -> None:
         assert all(held[id_] <= bound(share) for id_, share in shares.items())
 
 
+def test_a_node_whose_id_is_the_number_of_a_slot_is_no_slot() -> None:
+    """Found by the simulation: the row that makes room ended before it began."""
+    nodes = [Node(4, "n4", "h4:1", "h4:2", "", 1.0), Node(101, "n1", "h1:1", "h1:2", "", 1.0)]
+    nodes += [Node(103, "n3", "h3:1", "h3:2", "", 1.0), Node(106, "n6", "h6:1", "h6:2", "", 3.0)]
+    seen = loads(topology := found_topology("c", "test", nodes, slot_count=8), place(topology))
+    assert seen.held[106] == 8
+    assert max(seen.held.values()) <= 8
+    assert sum(seen.held.values()) == 24
+
+
 @settings(deadline=None, max_examples=40)
 @given(topologies(), st.randoms(use_true_random=False))
 def test_order_of_nodes_does_not_matter(topology: Topology, random: st.DataObject) -> None:
