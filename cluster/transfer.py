@@ -27,9 +27,11 @@ from cluster.messages import (
     Tail,
     TailQuery,
 )
+from cluster.records import is_intact
 from cluster.replica import send_gap, step_down
 from cluster.slot import Primary
 from cluster.slot_config import shared
+from cluster.store import failed_checksum
 
 if TYPE_CHECKING:
     from cluster.messages import Change
@@ -60,6 +62,9 @@ def content_for(
     """The content since ``common``, for somebody who touched ``their_keys`` since (R11).
 
     None where only a whole copy will do: there is no common point, or too much has changed.
+
+    Raises:
+        Damage: a record fails its checksum (R18).
     """
     if common is None:
         return None
@@ -69,6 +74,8 @@ def content_for(
     size = sum(len(raw) for _, raw in entries)
     for key in dict.fromkeys((*mine, *their_keys)):
         record = ctx.store.read(slot.prefix + key)
+        if record is not None and not is_intact(record):
+            raise failed_checksum(key)  # R18: a good copy is not made from a damaged one
         changes.append((key, record))
         size += len(key) + len(record or b"")
         if size > DIFFERENCE_BYTES_MAX:
@@ -114,12 +121,19 @@ def note_copied(slot: Slot, peer: NodeId, changes: list[Change], ctx: Context) -
 
 
 def page(slot: Slot, after: bytes, ctx: Context) -> tuple[list[Change], bool]:
-    """The records behind a key, up to a size, and whether there are more."""
+    """The records behind a key, up to a size, and whether there are more.
+
+    Raises:
+        Damage: one fails its checksum (R18).
+    """
     changes: list[Change] = []
     size, rows_max = 0, CHUNK_ROWS_MIN
     begin = after + b"\0" if after else b""
     while size < CHUNK_BYTES:
         rows = ctx.store.scan(slot.prefix, begin, rows_max)
+        for key, record in rows:
+            if not is_intact(record):
+                raise failed_checksum(key)
         changes += rows
         if len(rows) < rows_max:
             return changes, False

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.ballot import Ballot
 from cluster.digest import Examined, judge
-from cluster.messages import Accept, Ack, Chunk, Compare, Compared, Condemn, Establish
+from cluster.messages import Accept, Ack, Chunk, Compare, Compared, Condemn, Establish, Install
 from cluster.operations import (
     Code,
     Delete,
@@ -384,6 +384,26 @@ def test_a_copy_that_is_itself_damaged_replaces_nothing() -> None:
     cluster.calm_down()
     settled(cluster)
     assert value_at(cluster, 1, b"k11") == 11
+
+
+def test_what_has_rotted_is_not_what_others_are_brought() -> None:
+    """Found by the simulation: a member that was behind had the rotten record, too."""
+    cluster = filled()
+    cluster.hold(1, 3)
+    asked = cluster.put(1, b"k11", "new")
+    cluster.sync(1)
+    cluster.deliver(1, 2, Accept)
+    cluster.sync(2)
+    cluster.deliver(2, 1, Ack)
+    assert isinstance(asked.answer, Done)
+    cluster.rot(1, b"k11")
+    cluster.drop(1, 3)
+    cluster.inject(3, 1, gap_of(cluster, 3))
+    assert not cluster.sent(1, 3, Install)
+    cluster.release(1, 3)
+    cluster.calm_down()
+    settled(cluster)
+    assert value_at(cluster, 1, b"k11") == "new"
 
 
 def gap_of(cluster: Cluster, at: int) -> SlotMessage:
