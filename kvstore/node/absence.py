@@ -15,6 +15,7 @@ from cluster.membership import Away, Back
 from cluster.topology import AWAY, TopologyError
 from kvstore.errors import KVError
 from kvstore.log import get_logger
+from kvstore.node.tasks import background
 
 if TYPE_CHECKING:
     from kvstore.node.node import Node
@@ -36,7 +37,7 @@ class Absence:
 
     def start(self) -> None:
         """Begin to look."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="absence")
+        self._task = background(self._run(), "absence")
 
     async def _run(self) -> None:
         while True:

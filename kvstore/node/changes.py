@@ -15,6 +15,7 @@ from cluster.operations import Code, Failed
 from cluster.topology import TopologyError, encode_topology
 from kvstore.errors import KVError, OutcomeUnknown, Unavailable
 from kvstore.log import get_logger
+from kvstore.node.tasks import background
 from kvstore.wire.protocol import TopologyChanged
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Changes:
             detail = f"{CHANGES_MAX} changes of the topology are under way here; try again"
             reply(TopologyChanged(asked.id, b"", Failed(Code.OVERLOADED, detail)))
             return
-        task = asyncio.get_running_loop().create_task(self._answer(asked, reply))
+        task = background(self._answer(asked, reply), "change of the topology")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -13,6 +13,7 @@ from cluster.membership import Remove
 from cluster.topology import LEAVING, TopologyError
 from kvstore.errors import KVError
 from kvstore.log import get_logger
+from kvstore.node.tasks import background
 
 if TYPE_CHECKING:
     from kvstore.node.node import Node
@@ -35,7 +36,7 @@ class Departure:
         """The topology has changed: is this node to leave?"""
         if self._is_leaving() and (self._task is None or self._task.done()):
             log.info("this node leaves: its slots are moved to others", node=self._node.name)
-            self._task = asyncio.get_running_loop().create_task(self._leave(), name="departure")
+            self._task = background(self._leave(), "departure")
 
     def _is_leaving(self) -> bool:
         topology = self._node.topology

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.limits import PEER_UNSENT_BYTES_MAX
 from kvstore.log import get_logger
 from kvstore.node.connection import Connection
+from kvstore.node.tasks import background
 from kvstore.wire.frames import FrameError, encode_frame
 from kvstore.wire.packing import encode_slots
 from kvstore.wire.protocol import (
@@ -83,7 +84,7 @@ class Link:
         self._lost = asyncio.Event()
         self._hurry = asyncio.Event()
         self._welcomed: asyncio.Future[None] | None = None
-        self.task = asyncio.get_running_loop().create_task(self._run(), name=f"link to {name}")
+        self.task = background(self._run(), f"link to {name}")
 
     @property
     def up(self) -> bool:

@@ -28,6 +28,7 @@ from cluster.system_slot import owners
 from cluster.topology import ACTIVE, TopologyError, decode_topology
 from kvstore.errors import Unavailable
 from kvstore.log import get_logger
+from kvstore.node.tasks import background
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -113,7 +114,7 @@ class Spreading:
         self._placed_epoch = self.topology.epoch if placed else 0
         self._placed = self.topology if placed else None
         self._place_from_ms = self._clock.now_ms() + (0 if placed else PLACE_AFTER_START_MS)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="topology")
+        self._task = background(self._run(), "topology")
 
     @property
     def is_placed(self) -> bool:

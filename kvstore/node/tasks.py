@@ -1,0 +1,28 @@
+"""Tasks that nobody waits for: what ends one of them is not kept silent.
+
+An exception of a task stays inside it until somebody asks. These are asked at once, and the loop's
+exception handler hears of it like of any callback that failed: a broken invariant ends the node
+(`kvstore.process`), anything else is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+
+def background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Run this beside everything else, until it ends or is cancelled."""
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(_tell)
+    return task
+
+
+def _tell(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        context = {"message": f"{task.get_name()} has ended", "exception": error, "task": task}
+        task.get_loop().call_exception_handler(context)
