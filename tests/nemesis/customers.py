@@ -17,14 +17,14 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import kvstore
-from kvstore.errors import CorruptValue, KVError, OutcomeUnknown, PartialFailure
+from kvstore.errors import CorruptValue, KVError, PartialFailure
 from tests.nemesis.http_client import HttpClient
 from tests.nemesis.ledger import EPOCH_SECONDS, Files, Ledger
-from tests.simulation.checkers import Get, Put
+from tests.simulation.checkers import Get
 from tests.simulation.workload import REFUSALS, Customer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
     from multiprocessing.synchronize import Event as Flag
     from pathlib import Path
 
@@ -136,21 +136,7 @@ class Shopper(Customer):
         if self._rng.random() < 0.5:
             await self._get_many(picked)
             return
-        values = {name: self._value() for name in picked}
-        begun = {n: self.ledger.begin(self._name, n, Put(value)) for n, value in values.items()}
-        errors: Mapping[Any, KVError] = {}
-        try:
-            await self._client.put_many(values)
-        except PartialFailure as failure:
-            errors = failure.errors
-        for name, event in begun.items():
-            error = errors.get(name)
-            if error is None:
-                self.ledger.end(event, None)  # it does not say under which version
-            elif isinstance(error, REFUSALS):
-                event.refused, event.label = True, str(error)
-            elif not isinstance(error, OutcomeUnknown):
-                raise error
+        await self._put_many({name: self._value() for name in picked})
 
     async def _scan(self, key: str) -> None:
         """What lies under a tag: a read of each of its keys, all of one moment."""
