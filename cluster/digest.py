@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from cluster.records import is_intact, record_head
-from cluster.store import Damage, failed_checksum
+from cluster.records import record_head
+from cluster.store import Damage, check_intact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,8 +80,7 @@ def examine(slot: Slot, begin: bytes, end: bytes, rows: int, ctx: Context) -> Ex
         for key, record in ctx.store.scan(slot.prefix, begin, rows + 1):
             if end and key >= end:
                 break
-            if not is_intact(record):
-                raise failed_checksum(key)
+            check_intact(key, record)
             digest.update(len(key).to_bytes(2, "big") + key + record_head(record))
         if not end:
             for sequence, entry in ctx.store.log_entries(slot.prefix, slot.log_begin - 1):

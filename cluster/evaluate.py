@@ -34,10 +34,9 @@ from cluster.records import (
     decode_record,
     encode_record,
     is_expired,
-    is_intact,
     record_version,
 )
-from cluster.store import Damage, failed_checksum
+from cluster.store import Damage, check_intact
 
 if TYPE_CHECKING:
     from cluster.messages import Change
@@ -149,9 +148,10 @@ def live_record(prefix: bytes, key: bytes, ctx: Context) -> bytes | None:
         Damage: the record fails its checksum (R18).
     """
     record = ctx.store.read(prefix + key)
-    if record is not None and not is_intact(record):
-        raise failed_checksum(key)
-    return None if record is None or is_expired(record, ctx.unix_ms) else record
+    if record is None:
+        return None
+    check_intact(key, record)
+    return None if is_expired(record, ctx.unix_ms) else record
 
 
 def expired_keys(op: Write, prefix: bytes, ctx: Context) -> list[bytes]:

@@ -21,9 +21,9 @@ from cluster.operations import Absent, Found
 from cluster.outputs import Moved
 from cluster.primary import delete_expired, queue
 from cluster.quorum import is_quorum
-from cluster.records import is_expired, is_intact
+from cluster.records import is_expired
 from cluster.slot import Primary, Waiting
-from cluster.store import failed_checksum
+from cluster.store import check_intact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -52,8 +52,7 @@ def read_key(slot: Slot, get: Get, ctx: Context) -> Result:
     record = ctx.store.read(slot.prefix + get.key)
     if record is None:
         return Absent()
-    if not is_intact(record):  # R18: never served as truth
-        raise failed_checksum(get.key)
+    check_intact(get.key, record)  # R18: never served as truth
     if is_expired(record, ctx.unix_ms):
         assert isinstance(slot.role, Primary)
         delete_expired(slot, slot.role, [get.key], ctx)

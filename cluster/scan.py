@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from cluster.limits import EXPIRY_TICK_KEYS_MAX, SCAN_PAGE_BYTES_MAX
 from cluster.operations import Page
 from cluster.primary import delete_expired
-from cluster.records import is_expired, is_intact
-from cluster.store import failed_checksum, walk
+from cluster.records import is_expired
+from cluster.store import check_intact, walk
 
 if TYPE_CHECKING:
     from cluster.operations import Scan
@@ -43,8 +43,8 @@ def read_page(slot: Slot, primary: Primary, op: Scan, ctx: Context) -> Page:
         ):
             more = True
             break
-        if op.values and not is_intact(record):
-            raise failed_checksum(key)
+        if op.values:
+            check_intact(key, record)
         if is_expired(record, ctx.unix_ms):
             expired.append(key)
             continue

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from cluster.records import is_intact
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,9 +37,14 @@ class Damage(Exception):
         self.key = key
 
 
-def failed_checksum(key: bytes) -> Damage:
-    """The damage of a record that is there and is not what was written."""
-    return Damage(f"the record of {key[:64]!r} fails its checksum", key)
+def check_intact(key: bytes, record: bytes) -> None:
+    """What has rotted is neither served nor passed on (R18).
+
+    Raises:
+        Damage: the record of this key is there and is not what was written.
+    """
+    if not is_intact(record):
+        raise Damage(f"the record of {key[:64]!r} fails its checksum", key)
 
 
 class Store(Protocol):

@@ -27,11 +27,10 @@ from cluster.messages import (
     Tail,
     TailQuery,
 )
-from cluster.records import is_intact
 from cluster.replica import send_gap, step_down
 from cluster.slot import Primary
 from cluster.slot_config import shared
-from cluster.store import failed_checksum
+from cluster.store import check_intact
 
 if TYPE_CHECKING:
     from cluster.messages import Change
@@ -74,8 +73,8 @@ def content_for(
     size = sum(len(raw) for _, raw in entries)
     for key in dict.fromkeys((*mine, *their_keys)):
         record = ctx.store.read(slot.prefix + key)
-        if record is not None and not is_intact(record):
-            raise failed_checksum(key)  # R18: a good copy is not made from a damaged one
+        if record is not None:
+            check_intact(key, record)  # R18: a good copy is not made from a damaged one
         changes.append((key, record))
         size += len(key) + len(record or b"")
         if size > DIFFERENCE_BYTES_MAX:
@@ -132,8 +131,7 @@ def page(slot: Slot, after: bytes, ctx: Context) -> tuple[list[Change], bool]:
     while size < CHUNK_BYTES:
         rows = ctx.store.scan(slot.prefix, begin, rows_max)
         for key, record in rows:
-            if not is_intact(record):
-                raise failed_checksum(key)
+            check_intact(key, record)
         changes += rows
         if len(rows) < rows_max:
             return changes, False

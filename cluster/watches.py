@@ -34,9 +34,9 @@ from cluster.ballot import Ballot
 from cluster.key_log import decode_entry
 from cluster.outputs import Changed, Told, WatchState
 from cluster.quorum import is_quorum
-from cluster.records import is_intact, pack_version
+from cluster.records import pack_version
 from cluster.slot import Primary
-from cluster.store import Damage, failed_checksum
+from cluster.store import Damage, check_intact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -261,8 +261,8 @@ class Watches:
             for key in entry.keys:
                 is_newest = newest[key] == at
                 record = store.read(prefix + key) if is_newest else SUPERSEDED
-                if record and not is_intact(record):
-                    raise failed_checksum(key)
+                if record:
+                    check_intact(key, record)
                 changes.append((key, record))
                 needs = max(needs, newest[key])
             version = pack_version(Ballot(entry.ballot_round, entry.ballot_node), at)

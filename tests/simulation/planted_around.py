@@ -198,8 +198,9 @@ def rot_not_looked_for(patch: pytest.MonkeyPatch) -> None:
 
 def rot_is_copied(patch: pytest.MonkeyPatch) -> None:
     """R18: a record is believed whatever its checksum says."""
-    for module in ("reads", "evaluate", "scan", "digest", "copying"):
-        patch.setattr(f"cluster.{module}.is_intact", lambda record: True)
+    for module in ("reads", "evaluate", "scan", "digest", "transfer"):
+        patch.setattr(f"cluster.{module}.check_intact", lambda key, record: None)
+    patch.setattr("cluster.copying.is_intact", lambda record: True)
 
 
 # -- clients and doors -------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def test_there_is_something_to_mend() -> None:
 
 def serve_what_rots(patch: pytest.MonkeyPatch) -> None:
     """The primary does not look whether a record is whole."""
-    patch.setattr("cluster.reads.is_intact", lambda record: True)
-    patch.setattr("cluster.evaluate.is_intact", lambda record: True)
+    patch.setattr("cluster.reads.check_intact", lambda key, record: None)
+    patch.setattr("cluster.evaluate.check_intact", lambda key, record: None)
 
 
 def never_compare(patch: pytest.MonkeyPatch) -> None:
