@@ -54,6 +54,8 @@ class Directory:
         self.leaders: list[NodeId | None] = [None] * slots
         self.positions = bytearray(VERSION_BYTES * slots)
         """20 bytes a slot (`cluster.records.pack_version`), zeros where nobody told."""
+        self.moved: set[int] = set()
+        """Slots of which something was told since the routing table looked last."""
 
     def take(self, node: NodeId, leads: Leads) -> tuple[list[int], list[int]]:
         """A node's summary: returns the slots that it now leads, and those that it leads no more.
@@ -71,6 +73,7 @@ class Directory:
         if leads.complete:
             named = set(slots)
             lost = [n for n, led in enumerate(self.leaders) if led == node and n not in named]
+        self.moved.update(slots, lost)
         for number in lost:
             if self.leaders[number] == node:
                 self.leaders[number] = None
@@ -91,4 +94,5 @@ class Directory:
 
     def forget(self, node: NodeId) -> None:
         """This node is no member any more."""
+        self.moved.update(self.led_by(node))
         self.leaders = [None if leader == node else leader for leader in self.leaders]

@@ -181,6 +181,7 @@ class Neighbours:
     def tell_leads(self, slots: set[int]) -> None:
         """What this node leads has changed in these slots."""
         node = self._node
+        node.directory.moved |= slots
         led = list(node.table.led_of(sorted(slots)))
         lost = slots.difference(number for number, _ in led)
         leads = pack_leads(led, sorted(lost), complete=False)

@@ -224,6 +224,7 @@ class Node:
         self.router.tick()
         self.peers.tick()
         self.watching.tick()
+        self.board.tick()
         if self.table.leadership.retired:
             self._retired.set()
         self._tick_due = self._loop.time() + TICK_INTERVAL_S

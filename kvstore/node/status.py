@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import psutil
 
+from cluster.members import MemberState
 from cluster.slot import Candidate, Primary
 from cluster.topology import AWAY, LEAVING
 from kvstore.node.route_table import RouteTable
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 SPREAD = 0x9E3779B97F4A7C15
 """Odd and large: ids that differ little, and times that do, make numbers that differ."""
 
+VERSION = importlib.metadata.version("ringkv")
+"""Read once: it is in a file."""
+
 PROBLEM_FSYNC_MS = 50.0
 """A mean fsync above this is worth a word: every write waits for two of them."""
 
@@ -33,6 +37,17 @@ class StatusBoard:
         self._node = node
         self._process = psutil.Process()
         self._table: RouteTable | None = None
+        self._batches = -1
+        """Written when the walk over the routing table began its round."""
+
+    def tick(self) -> None:
+        """Go on round the routing table, unless nothing was written since the round before."""
+        table, batches = self._table, self._node.commit.batches
+        if table is None or (table.is_round and batches == self._batches):
+            return
+        if table.is_round:
+            self._batches = batches
+        table.walk()
 
     def routes(self, frame_id: int, source: int = 0, since: int = 0) -> Routes:
         """The routing table as a client needs it; empty before the cluster is founded."""
@@ -42,11 +57,10 @@ class StatusBoard:
         now_ms = node.clock.now_ms()
         if self._table is None:
             born = (node.id * SPREAD + node.clock.unix_ms()) % 2**63
-            self._table = RouteTable(node.id, node.directory, born)
+            self._table = RouteTable(node.id, node.directory, node.table.led_of, born)
         if not self._table.is_fresh(now_ms):
             states = {n: m.state.name.lower() for n, m in node.gossip.swim.members().items()}
-            led = node.table.led_of(range(node.topology.slot_count))
-            self._table.look(node.topology, states, led, now_ms)
+            self._table.look(node.topology, states, now_ms)
         return msgspec.structs.replace(self._table.routes(source, since), id=frame_id)
 
     def members(self) -> list[MemberStatus]:
@@ -139,21 +153,23 @@ class StatusBoard:
         return NodeStatus(
             node.id,
             node.name,
-            importlib.metadata.version("ringkv"),
+            VERSION,
             not reason,
             reason,
             node.clock.now_ms() - node.started_ms,
             stats.records_count,
             stats.disk_bytes,
             self._process.memory_info().rss,
-            sum(1 for _ in node.table.led_of(data)) if founded else 0,
-            sum((slot := node.table.slots[n]) is not None and slot.holds_state for n in data),
+            node.table.leaders_of(data).count(node.id) if founded else 0,
+            sum(s is not None and s.holds_state for s in node.table.slots[: len(data)])
+            if founded
+            else 0,
             node.router.in_flight if founded else 0,
             node.router.reads_total if founded else 0,
             node.router.writes_total if founded else 0,
             commit.syncs,
             sync_ms,
-            self._problems(sync_ms),
+            self._problems(reason, sync_ms),
             *self._health(),
         )
 
@@ -174,12 +190,15 @@ class StatusBoard:
             node.table.moves.throttle.spent_total,
         )
 
-    def _problems(self, sync_ms: float) -> list[str]:
+    def _problems(self, reason: str, sync_ms: float) -> list[str]:
         node = self._node
-        problems = [reason] if (reason := self.not_ready_reason()) else []
-        missing = [m for m in self.members() if m.state != "alive"]
-        others = ": others keep its slots until it is back"
-        problems += [f"{m.name} is {m.state}{others if m.away else ''}" for m in missing]
+        problems = [reason] if reason else []
+        known = node.gossip.swim.members() if node.topology is not None else {}
+        for listed in node.topology.nodes if node.topology is not None else ():
+            state = known[listed.id].state if listed.id in known else MemberState.ALIVE
+            others = ": others keep its slots until it is back" if listed.state == AWAY else ""
+            if state is not MemberState.ALIVE:
+                problems.append(f"{listed.name} is {state.name.lower()}{others}")
         if sync_ms > PROBLEM_FSYNC_MS:
             problems.append(f"an fsync takes {sync_ms:.0f} ms on average: writes wait for the disk")
         if node.topology is not None:

@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.ballot import Ballot, Position
+from cluster.records import unpack_version
 from cluster.topology import Node, Topology, found_topology
 from kvstore.client.routing import RoutingTable
 from kvstore.node.directory import Directory, pack_leads
 from kvstore.node.route_table import POSITIONS_BEHIND, RouteTable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kvstore.wire.protocol import RouteQuery, Routes
 
 SLOTS = 32
@@ -33,7 +36,7 @@ class Site:
 
     def __init__(self, source: int = 77) -> None:
         self.directory = Directory(SLOTS + 1)
-        self.table = RouteTable(ME, self.directory, source)
+        self.table = RouteTable(ME, self.directory, self.led_of, source)
         self.client = RoutingTable(["h1:1"])
         self.led: dict[int, Position] = {}
         self.states = dict(ALIVE)
@@ -50,8 +53,16 @@ class Site:
         led = [(slot, position) for slot in slots]
         self.directory.take(node, pack_leads(led, (), complete=False))
 
+    def led_of(self, slots: Iterable[int]) -> Iterable[tuple[int, Position]]:
+        return [(slot, self.led[slot]) for slot in slots if slot in self.led]
+
+    def write(self, slot: int, operations: int) -> None:
+        before = self.led[slot]
+        self.led[slot] = Position(before.established, before.sequence + operations)
+
     def look(self) -> None:
-        self.table.look(self.topology, self.states, self.led.items(), 0)
+        self.table.walk()
+        self.table.look(self.topology, self.states, 0)
 
     def ask(self, client: RoutingTable | None = None) -> Routes:
         """The client fetches what it needs."""
@@ -75,6 +86,10 @@ class Site:
             for new, old in zip(fresh.positions, self.client.positions, strict=True)
         ]
         assert all(0 <= passed < POSITIONS_BEHIND for passed in behind)
+        assert all(
+            position.sequence - unpack_version(fresh.positions[slot]).sequence >= 0
+            for slot, position in self.led.items()
+        ), "what is told is committed"
 
 
 def begun() -> Site:
@@ -134,9 +149,9 @@ def test_a_dead_node_leads_nothing_and_is_back() -> None:
 
 def test_positions_are_told_before_the_key_log_has_forgotten_them() -> None:
     site = begun()
-    site.led[7] = Position(site.led[7].established, POSITIONS_BEHIND - 1)
+    site.write(7, POSITIONS_BEHIND - 1)
     assert site.ask().slots == b"", "not with each write"
-    site.led[7] = Position(site.led[7].established, POSITIONS_BEHIND)
+    site.write(7, 1)
     assert site.ask().slots == b"\0\7"
     site.check()
 
@@ -184,6 +199,31 @@ def test_a_difference_that_does_not_fit_is_left_alone_and_the_whole_table_fetche
         assert site.fetch(site.client).since == 0
 
 
+def test_a_look_goes_over_the_slots_of_which_something_was_told_and_over_no_others() -> None:
+    """To look at all of them took 20 to 40 ms, in which a node did nothing else."""
+    site = begun()
+    looked: list[int] = []
+    led_of = site.table._led_of
+    site.table._led_of = lambda slots: looked.extend(slots) or led_of(slots)  # type: ignore[func-returns-value]
+    site.lead(N3, 5, 9)
+    site.table.look(site.topology, site.states, 0)
+    site.table.look(site.topology, site.states, 0)
+    assert looked == [5, 9]
+
+
+def test_who_leads_a_slot_by_nobodys_word_is_seen_when_a_node_can_be_asked_again() -> None:
+    site = begun()
+    site.topology = topology(ME, N3, epoch=2)
+    site.ask()
+    site.lead(N2, 3)
+    site.ask()
+    assert site.client.primaries[3] not in site.client.addresses
+    site.topology = topology(ME, N2, N3, epoch=3)
+    site.ask()
+    assert site.client.primaries[3] == site.client.primaries[SLOTS - 1] == "h2:1"
+    site.check()
+
+
 EVENTS = st.one_of(
     st.tuples(st.just("lead"), st.sampled_from([ME, N2, N3]), st.integers(0, SLOTS - 1)),
     st.tuples(st.just("state"), st.sampled_from([N2, N3]), st.sampled_from(["dead", "alive"])),
@@ -202,7 +242,7 @@ def test_differences_add_up_to_the_table(events: list[tuple[str, int, int]]) -> 
         elif kind == "state":
             site.states[a] = str(b)
         elif kind == "write" and a in site.led:
-            site.led[a] = Position(site.led[a].established, site.led[a].sequence + b)
+            site.write(a, b)
         elif kind == "look":
             site.look()
         elif kind == "ask":
