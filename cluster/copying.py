@@ -83,7 +83,9 @@ def _is_awaited(slot: Slot, sender: NodeId, chunk: Chunk, ctx: Context) -> bool:
 def begin_copy(slot: Slot, source: NodeId, chunk: Chunk, head: Head, ctx: Context) -> Copy:
     """An empty generation with the source's key log; an unfinished copy before it is dropped."""
     prefix = ctx.store.prefix(slot.number, slot.generation + 1)
-    ctx.store.drop(prefix)
+    if slot.has_leftovers:
+        ctx.store.drop(prefix)
+    slot.has_leftovers = True
     content = Slot(slot.number, prefix)
     content.generation = slot.generation + 1
     content.established, content.sequence = head.position
@@ -109,6 +111,7 @@ def switch(slot: Slot, copy: Copy, ctx: Context) -> None:
         ctx.store.drop(slot.prefix)
     slot.holds_state = True
     slot.generation, slot.prefix = content.generation, content.prefix
+    slot.has_leftovers = False
     slot.sequence, slot.runs = content.sequence, content.runs
     slot.config = shared(content.config)
     slot.established, slot.left_at = content.established, NO_POSITION

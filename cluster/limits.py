@@ -99,10 +99,10 @@ KEY_LOG_ENTRIES_MAX = 256
 RETRIED_OPERATIONS_MAX = 1_024
 """Retried ids remembered per slot and ballot; when full, a new ballot is taken (rule 5)."""
 
-MOVES_IN_FLIGHT_DEFAULT = 32
-"""Slots that a node moves at once as their primary: enough to hide round trips and fsyncs."""
+MOVES_IN_FLIGHT_DEFAULT = 128
+"""Slots that a node moves at once as their primary: enough to share round trips and fsyncs."""
 
-COPIES_IN_FLIGHT_MAX = 64
+COPIES_IN_FLIGHT_MAX = 512
 """Slots that a node lets itself be brought at once; more are asked to come again."""
 
 COPIES_PER_SECOND_BYTES_DEFAULT = 32 * 1_048_576

@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from cluster.slot import Context, Slot
     from cluster.slot_config import SlotConfig
 
-URGENT_MIN = 8
-"""Moves at once of slots that lack copies, however busy the node: a second failure costs more."""
-
 FIRST_LOOK = 512
 """Slots that are looked at as soon as the owners change; the others follow within a walk."""
 
@@ -189,11 +186,12 @@ class Moves:
             return
         step = next_config(slot.config, self._wanted[slot.number])
         if step is None:
-            self._rest(slot.number)
-            self.done_total += 1
-            primary.copied.clear()
-            self._leadership.consider_return(slot)  # R14: the primary may have moved itself away
-            self._set_out()
+            if slot.number in self.active:
+                self._rest(slot.number)
+                self.done_total += 1
+                primary.copied.clear()
+                self._leadership.consider_return(slot)  # R14: the primary may have left itself out
+                self._set_out()
         elif is_ready(slot, primary, step, self._ctx) and not (self.paused and step.learners):
             self.active.add(slot.number)
             change(slot, primary, step, self._ctx)
@@ -205,24 +203,24 @@ class Moves:
         self._stalled.discard(number)
 
     def _set_out(self) -> None:
-        """Begin as many moves as there is room for."""
-        while (
-            (queue := self._urgent or self._others)
-            and not self.paused
-            and len(self.active) - len(self._stalled) < min(self.in_flight_max, self._places())
-        ):
+        """Begin as many moves as there is room for, once half of the room is free.
+
+        Those that set out together take every step together, in one frame and one fsync for all.
+        """
+        places = min(self.in_flight_max, self._room.places)
+        free = places - len(self.active) + len(self._stalled)
+        if self.paused or 2 * free < places:
+            return
+        while free > 0 and (queue := self._urgent or self._others):
             number = next(iter(queue))
             del queue[number]
             slot = self._slots[number]
             if slot is not None and self._leads(slot):
                 if self._can_arrive(slot):
                     self.advance(slot)
+                    free -= number in self.active
                 else:
                     self._blocked[number] = None
-
-    def _places(self) -> float:
-        """For moves at once; where copies are missing, some even of a node that is late."""
-        return max(self._room.places, URGENT_MIN) if self._urgent else self._room.places
 
     def _can_arrive(self, slot: Slot) -> bool:
         """Whether all that are still missing can be reached, and have the disk for it."""

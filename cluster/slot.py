@@ -236,6 +236,7 @@ class Slot:
         "damaged",
         "established",
         "generation",
+        "has_leftovers",
         "holds_state",
         "left_at",
         "number",
@@ -251,6 +252,8 @@ class Slot:
         self.number = number
         self.prefix = prefix
         self.generation = 0
+        self.has_leftovers = False
+        """Whether an unfinished copy may lie in the next generation (R11)."""
         self.holds_state = False
         self.promised = NO_BALLOT
         self.established = NO_BALLOT
@@ -301,7 +304,7 @@ class Slot:
         self.generation, self.holds_state = row.generation, row.holds_state
         self.promised, self.established = row.promised, row.established
         self.config, self.runs, self.left_at = row.config, row.runs, row.left_at
-        self.damaged = row.damaged
+        self.damaged, self.has_leftovers = row.damaged, True
         self.prefix, self.sequence, self.role = prefix, sequence, None
         self.copy = None
 

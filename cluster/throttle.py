@@ -7,8 +7,10 @@ larger than the bucket is not stuck.
 
 `Room` follows how busy the node is, and that is told by the lateness of its own timers: users'
 requests wait as long behind the moves, so these give way (additive increase, multiplicative
-decrease: Chiu and Jain, 1989). Small slots cost few bytes, but each costs milliseconds of work all
-over the cluster.
+decrease: Chiu and Jain, 1989). Small slots cost few bytes, but each costs some work all over the
+cluster. It never falls below a number that still goes together well: what one slot costs alone, in
+frames and fsyncs, a few of them cost together, so that to move fewer at once would not be gentler,
+only longer.
 """
 
 from __future__ import annotations
@@ -19,30 +21,32 @@ BURST_MS = 100
 LATE_MS = 4
 """A timer that comes later than this came behind too much work: a read takes less."""
 
-PLACES_AT_FIRST = 2
-PLACES_PER_TICK = 0.2
-"""By how much the room grows while the node is in time, four in a second; it is halved when it is
+PLACES_MIN = 32
+"""So many slots take a step together in a few milliseconds."""
+
+PLACES_PER_TICK = 2
+"""By how much the room grows while the node is in time, forty in a second; it is halved when it is
 late."""
 
 
 class Room:
     """Places for moves at once, up to ``most``.
 
-    >>> room = Room(32)
-    >>> for late_ms in (0.1, 0.1, 9.0):
+    >>> room = Room(128)
+    >>> for late_ms in (*(0.1,) * 20, 9.0):
     ...     room.felt_late(late_ms)
-    >>> round(room.places, 1)
-    1.2
+    >>> room.places
+    36
     """
 
     def __init__(self, most: int) -> None:
-        self._most = float(most)
-        self.places = float(PLACES_AT_FIRST)
+        self._most = most
+        self.places = PLACES_MIN
 
     def felt_late(self, late_ms: float) -> None:
         """A timer of this node came so late."""
         if late_ms > LATE_MS:
-            self.places = max(1.0, self.places / 2)
+            self.places = max(PLACES_MIN, self.places // 2)
         else:
             self.places = min(self.places + PLACES_PER_TICK, self._most)
 
