@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
@@ -173,16 +174,16 @@ class LocalCluster:
         node.start(["--founders" if founds else "--join", others], self._extra)
 
     def add_node(self) -> LocalNode:
-        """Start one node more, on the next ports; it joins by itself.
+        """Start one node more, on the next ports that are free; it joins by itself.
 
         Raises:
-            SetupError: a port is taken.
+            SetupError: there are none.
         """
         last, number = self.nodes[-1], len(self.nodes) + 1
-        directory = self.directory / f"n{number}"
-        node = LocalNode(f"n{number}", last.port + 1, last.http_port + 1, directory)
-        check_port_free(node.port, node.name, "--port")
-        check_port_free(node.http_port, node.name, "--http-port")
+        taken = {port for node in self.nodes for port in (node.port, node.http_port)}
+        port = next_free_port(last.port + 1, taken)
+        http_port = next_free_port(last.http_port + 1, taken | {port})
+        node = LocalNode(f"n{number}", port, http_port, self.directory / f"n{number}")
         self.nodes.append(node)
         self.start_node(node)
         return node
@@ -226,6 +227,20 @@ class LocalCluster:
 def nodes_in(directory: Path) -> int:
     """Nodes that a directory holds from an earlier time."""
     return sum(path.is_dir() for path in directory.glob("n[0-9]*"))
+
+
+def next_free_port(first: int, taken: set[int]) -> int:
+    """The first from this one on that nobody listens on and no node of ours is to have.
+
+    Raises:
+        SetupError: there are none up to the highest port.
+    """
+    for port in range(first, 65_536):
+        with suppress(SetupError):
+            if port not in taken:
+                check_port_free(port, "", "")
+                return port
+    raise SetupError(f"there is no free port from {first} on")
 
 
 def check_port_free(port: int, name: str, flag: str) -> None:
