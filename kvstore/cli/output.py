@@ -12,7 +12,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-from rich.console import Console
 
 from kvstore.errors import (
     BadRequest,
@@ -25,6 +24,8 @@ from kvstore.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from rich.console import Console
 
     from kvstore.client import Client
 
@@ -153,4 +154,6 @@ def print_rows(
 
 def stderr_console() -> Console:
     """For bars and notes: plain text when it is no terminal."""
+    from rich.console import Console  # a node does without
+
     return Console(stderr=True, highlight=False)

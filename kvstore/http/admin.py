@@ -7,6 +7,8 @@ would not mend anything else); readiness says whether it serves the slots that i
 
 from __future__ import annotations
 
+import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -90,6 +92,7 @@ async def ready(call: Call) -> web.Response:
 
 async def metrics(call: Call) -> web.Response:
     """Prometheus metrics."""
+    await asyncio.to_thread(import_module, "kvstore.exposition")  # not on the loop: it takes long
     body, content_type = call.door.metrics.expose()
     return web.Response(body=body, headers={"Content-Type": content_type})
 

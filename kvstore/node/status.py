@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
-import psutil
 
 from cluster.members import MemberState
 from cluster.slot import Candidate, Primary
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 SPREAD = 0x9E3779B97F4A7C15
 """Odd and large: ids that differ little, and times that do, make numbers that differ."""
 
-VERSION = importlib.metadata.version("ringkv")
-"""Read once: it is in a file."""
-
 PROBLEM_FSYNC_MS = 50.0
 """A mean fsync above this is worth a word: every write waits for two of them."""
 
@@ -35,7 +31,6 @@ class StatusBoard:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._process = psutil.Process()
         self._table: RouteTable | None = None
         self._batches = -1
         """Written when the walk over the routing table began its round."""
@@ -153,13 +148,13 @@ class StatusBoard:
         return NodeStatus(
             node.id,
             node.name,
-            VERSION,
+            _version(),
             not reason,
             reason,
             node.clock.now_ms() - node.started_ms,
             stats.records_count,
             stats.disk_bytes,
-            self._process.memory_info().rss,
+            _memory_bytes(),
             node.table.leaders_of(data).count(node.id) if founded else 0,
             sum(s is not None and s.holds_state for s in node.table.slots[: len(data)])
             if founded
@@ -207,3 +202,17 @@ class StatusBoard:
             problems += [f"no connection to {names[n]}" for n in unlinked]
             problems += node.health.problems()
         return problems
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version  # here and below: a node starts without
+
+    return version("ringkv")
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    resident: int = psutil.Process().memory_info().rss
+    return resident
