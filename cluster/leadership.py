@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from cluster.slot import Context, Slot
 
 RANK_DELAY_MS = 1_500
-"""How long the second member lets the first try, the third the second, and so on."""
+"""How long the second member lets the first try, the third the second, and so on: since it began,
+or since it last took over a slot that nobody led. A whole cluster that starts on a busy machine
+takes longer than this; if the others then took slots too, all would depose each other."""
 
 CANDIDATE_TIMEOUT_MS = 1_000
 """A candidacy that got nowhere is begun again after this and up to as much jitter."""
@@ -86,6 +88,8 @@ class Leadership:
         """Slots in a handover -> since when."""
         self.catching_up = CatchingUp(slots, ctx)
         self._sweep = Sweep(slots, ctx, self)
+        self._took_ms: dict[NodeId, int] = {}
+        """Peer -> when it last took over an orphan."""
         self._wanted_ms = -WANTED_MS
 
     def orphan(self, numbers: Iterable[int]) -> None:
@@ -111,9 +115,31 @@ class Leadership:
         ctx, members = self._ctx, slot.config.members
         if ctx.me not in members:
             return None
+        return ctx.now_ms + RANK_DELAY_MS * len(self._ahead(slot))
+
+    def _ahead(self, slot: Slot) -> list[NodeId]:
+        """Who comes before this node, of those that could lead the slot now (R10)."""
+        ctx, members = self._ctx, slot.config.members
         before = members[: members.index(ctx.me)]
-        ahead = [n for n in before if n in ctx.reachable and n not in ctx.retiring]
-        return ctx.now_ms + RANK_DELAY_MS * len(ahead)
+        return [n for n in before if n in ctx.reachable and n not in ctx.retiring]
+
+    def _is_due(self, number: int) -> bool:
+        """Whether this node may try now; if those ahead are at it, its turn is put off (R10)."""
+        ctx, slot = self._ctx, self._slots[number]
+        if self.orphans[number] > ctx.now_ms:
+            return False
+        if slot is None or ctx.me not in slot.config.members:
+            return True
+        ahead = self._ahead(slot)
+        took_ms = max((self._took_ms.get(n, -RANK_DELAY_MS) for n in ahead), default=-RANK_DELAY_MS)
+        if ctx.now_ms - took_ms >= RANK_DELAY_MS * len(ahead):
+            return True
+        self.orphans[number] = took_ms + RANK_DELAY_MS * len(ahead)
+        return False
+
+    def took_over(self, node: NodeId) -> None:
+        """A peer leads slots that were orphans."""
+        self._took_ms[node] = self._ctx.now_ms
 
     def led(self, number: int) -> None:
         """A leader is known again."""
@@ -157,15 +183,15 @@ class Leadership:
         for number, at_ms in self.orphans.items():
             if len(due) >= room:
                 break
-            if at_ms <= ctx.now_ms:
+            if at_ms <= ctx.now_ms and self._is_due(number):
                 due.append(number)
         for number in due:
             self._begin_candidacy(number)
 
     def want(self, number: int) -> None:
         """Somebody waits for this slot: if it is this node's turn, it comes before all others."""
-        at_ms, ctx = self.orphans.get(number), self._ctx
-        if at_ms is not None and at_ms <= ctx.now_ms and ctx.me not in ctx.retiring:
+        ctx = self._ctx
+        if number in self.orphans and ctx.me not in ctx.retiring and self._is_due(number):
             self._wanted_ms = ctx.now_ms
             self._begin_candidacy(number)
 

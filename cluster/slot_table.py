@@ -317,10 +317,13 @@ class SlotTable:
         """A peer says that it serves these slots; complete: and no others."""
         if complete:
             self._ctx.told.add(node)
-        leader_of = self._ctx.leader_of
+        leader_of, leadership = self._ctx.leader_of, self.leadership
+        orphans = len(leadership.orphans)
         for number in slots:
             leader_of[number] = node
-            self.leadership.led(number)
+            leadership.led(number)
+        if len(leadership.orphans) < orphans:
+            leadership.took_over(node)
 
     def peer_leads_no_more(self, node: NodeId, slots: Iterable[int]) -> None:
         """A peer says that it stopped serving these slots."""

@@ -1,9 +1,9 @@
 """What the node counts.
 
 Counting must cost almost nothing, so nothing here goes through a metrics library: doors add to
-plain integers (`Tally`), the node keeps its own figures (`NodeView.status`), and `kvstore.exposition`
-makes of all of them what Prometheus reads. That is loaded when somebody scrapes, for a node that
-starts has no use for it and would wait for it.
+plain integers (`Tally`), the node keeps its own figures (`NodeView.status`), and
+`kvstore.exposition` makes of all of them what Prometheus reads. That is loaded when somebody
+scrapes, for a node that starts has no use for it and would wait for it.
 
 Names begin with ``kvstore_`` and end with their unit. Label values come from closed sets of ours
 (doors, operations, outcomes, reasons), never from a request, so that no caller can grow the memory.
@@ -25,6 +25,7 @@ __all__ = ["LATENCY_BOUNDS_SECONDS", "Metrics", "Tally"]
 
 LATENCY_BOUNDS_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0)
 """Upper bounds of the latency buckets: dense where an answer usually falls, few altogether."""
+
 
 class Tally:
     """Requests of one operation at one door, by outcome, with their latency."""

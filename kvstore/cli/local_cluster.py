@@ -17,8 +17,6 @@ import urllib.request
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
-
 from kvstore.errors import SetupError, Unavailable
 
 if TYPE_CHECKING:
@@ -205,7 +203,8 @@ class LocalCluster:
                         f"node {node.name} ended with status {node.process.returncode}; the end of "
                         f"{node.log_path}:\n{node.log_tail()}"
                     )
-            waiting = [node for node in waiting if node.fetch("/health/ready") is None]
+            while waiting and waiting[0].fetch("/health/ready") is not None:  # one at a time: they
+                del waiting[0]  # start together, and each question takes from the start of all
             if waiting and time.monotonic() > deadline:
                 names = ", ".join(node.name for node in waiting)
                 raise Unavailable(
@@ -261,6 +260,8 @@ def check_port_free(port: int, name: str, flag: str) -> None:
 
 
 def _who_has(port: int) -> str:
+    import psutil  # only to name the culprit
+
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and port in connection.laddr:

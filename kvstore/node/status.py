@@ -25,6 +25,9 @@ SPREAD = 0x9E3779B97F4A7C15
 PROBLEM_FSYNC_MS = 50.0
 """A mean fsync above this is worth a word: every write waits for two of them."""
 
+COUNT_MS = 500
+"""The slots without a primary are counted anew after this, while there is the same one at least."""
+
 
 class StatusBoard:
     """Answers `kvstore.node.view.NodeView`'s questions about a node."""
@@ -34,6 +37,8 @@ class StatusBoard:
         self._table: RouteTable | None = None
         self._batches = -1
         """Written when the walk over the routing table began its round."""
+        self._without: tuple[int, int, int] | None = None
+        """A slot that had no primary, how many had none, and when they were counted."""
 
     def tick(self) -> None:
         """Go on round the routing table, unless nothing was written since the round before."""
@@ -133,8 +138,20 @@ class StatusBoard:
             return "the cluster is not founded yet: this node waits for the other founders"
         if not node.knows(node.id):
             return f"this node is no member of the cluster any more (epoch {node.topology.epoch})"
-        waiting = node.table.leaders_of(range(node.topology.slot_count)).count(None)
+        waiting = self._slots_without_primary(node.topology.slot_count)
         return f"{waiting} slots have no primary that this node knows" if waiting else ""
+
+    def _slots_without_primary(self, slots: int) -> int:
+        """Exact when it is 0: to count takes a millisecond, and who waits asks often."""
+        node, now_ms = self._node, self._node.clock.now_ms()
+        if self._without is not None:
+            slot, count, counted_ms = self._without
+            if now_ms - counted_ms < COUNT_MS and node.table.leader_of(slot) is None:
+                return count
+        leaders = node.table.leaders_of(range(slots))
+        count = leaders.count(None)
+        self._without = (leaders.index(None), count, now_ms) if count else None
+        return count
 
     def status(self) -> NodeStatus:
         """This node's own figures."""

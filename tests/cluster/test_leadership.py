@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from cluster.leadership import Leadership
+from cluster.leadership import RANK_DELAY_MS, Leadership
 from cluster.outputs import Outputs
-from cluster.slot import Context
+from cluster.slot import Context, Slot
+from cluster.slot_config import SlotConfig
 from cluster.sweep import QUIET_FACTOR, SWEEP_PART_MS, SWEEP_PARTS
 from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
 if TYPE_CHECKING:
-    from cluster.slot import Call, Slot
+    from cluster.slot import Call
 
 SLOTS = 1_003
 
@@ -71,3 +72,28 @@ def test_ticks_that_come_late_walk_over_what_is_due_at_most_once() -> None:
     ctx.now_ms += 100 * SWEEP_PARTS * SWEEP_PART_MS
     leadership.tick()
     assert sorted(slots.seen) == list(range(SLOTS))
+
+
+def test_the_second_waits_while_the_first_gets_on() -> None:
+    ctx = Context(2, TickStore(MemoryEngine()), Outputs())
+    ctx.reachable |= {1, 2, 3}
+    slots: list[Slot | None] = []
+    for number in range(8):
+        slot = Slot(number, b"")
+        slot.holds_state, slot.config = True, SlotConfig(((1, 2, 3),))
+        slots.append(slot)
+    leadership = Leadership(slots, ctx, random.Random(0), replay)
+    leadership.orphan(range(8))
+    for number in range(4):  # slowly, as on a busy machine
+        ctx.now_ms += RANK_DELAY_MS - 1
+        leadership.led(number)
+        leadership.took_over(1)
+        leadership.want(7)
+        leadership.start_candidacies()
+        assert not leadership.candidates
+    ctx.now_ms += RANK_DELAY_MS - 1
+    leadership.start_candidacies()
+    assert not leadership.candidates
+    ctx.now_ms += 1  # it takes no more: something is wrong with it
+    leadership.start_candidacies()
+    assert leadership.candidates == {4, 5, 6, 7}
