@@ -3,7 +3,9 @@
 A replacement is a put on the condition that the version which it was made from still stands, so of
 two changes at once one wins and the other is told. It is one operation with one id: where an
 attempt's outcome is unknown the same operation is sent again as a retry (rule 5), with the version
-that was read as `seen`, because that is a committed position of the slot.
+that was read as `seen`, because that is a committed position of the slot. The document may have
+stood for longer than the key log reaches back; then the slot says so, and the operation begins anew
+with a newer `seen`.
 """
 
 from __future__ import annotations
@@ -84,8 +86,10 @@ class TopologyRecord:
         result = await self._call(put, expect, timeout_ms)
         if isinstance(result, Done):
             return True
-        if isinstance(result, Conflict | Stale):
+        if isinstance(result, Conflict):
             return False
+        if isinstance(result, Stale):
+            raise Unavailable("the topology was not changed: its slot changes too quickly")
         assert isinstance(result, Failed)
         if result.code is Code.UNKNOWN:
             raise OutcomeUnknown(
@@ -101,6 +105,9 @@ class TopologyRecord:
             left_ms = max(until_ms - self._clock.now_ms(), 1)
             request = Request(0, self._client, number, retry, left_ms, 0, [op], [seen], system=True)
             (result,) = (await self._submit(request)).results
+            if isinstance(result, Stale) and not retry and self._clock.now_ms() < until_ms:
+                number, seen = next(self._numbers), result.position  # R5: not executed, so anew
+                continue
             if not isinstance(result, Failed):
                 return result
             if result.code is Code.UNKNOWN:

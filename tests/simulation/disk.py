@@ -3,7 +3,9 @@
 Batches are visible at once and durable when a sync that began after them has ended, as in
 `kvstore.storage.group_commit`. A crash keeps any prefix of what no sync has covered: that is what a
 write-ahead log may come back with; a batch that was torn in the middle fails its checksum there and
-is not part of it. A sync may fail; then nothing more is acknowledged and the disk is lost (R12).
+is not part of it. A sync may fail; then nothing more is acknowledged and the disk is lost (R12). A
+write may fail in the middle of a tick, whether or not the log has it; then the node ends, and comes
+back.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Disk:
         self.slow_chance = slow_chance
         self.slow_factor = 1.0
         self.fail_next_sync = False
+        self.fail_next_write = False
         self.free_bytes = ROOM_BYTES
         """Below `RESERVE_BYTES` a node takes no more writes; at 0 nothing can be written."""
         self.lost = False
@@ -104,9 +107,13 @@ class DiskCommit:
         if self._failed:
             return
         disk = self._disk
-        if disk.free_bytes == 0:
+        if disk.free_bytes == 0 or disk.fail_next_write:
             self._failed = True
-            self._process.call_soon(self._on_error, EngineError("no space left on device"))
+            why = "an input/output error" if disk.free_bytes else "no space left on device"
+            if disk.fail_next_write and disk.rng.random() < 0.5:  # who was told of an error
+                disk.engine.write(batch)  # knows nothing of what is in the log
+            disk.fail_next_write = False
+            self._process.call_soon(self._on_error, EngineError(why))
             return
         disk.engine.write(batch)
         self.batches += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.membership import Leave, Pace, Replicate, Weigh
+from cluster.slot import Primary
 from cluster.topology import ACTIVE, TopologyError
 from kvstore.errors import KVError
 from tests.simulation.disk import RESERVE_BYTES, ROOM_BYTES
@@ -49,11 +50,11 @@ class Chaos:
         machine = rng.choice(machines)
         world.universe.note("fault", kind, machine.host)
         self.count += 1
-        if kind in DISK_FAULTS:
+        if kind in DISK_FAULTS or kind == "writefail":
             self._disk(kind, machine, rng)
         elif kind in ("join", "leave", "weigh", "replicate", "pace"):
             self._operate(kind, machine, rng)
-        elif kind in ("cut", "bridge", "break", "slow"):
+        elif kind in ("cut", "bridge", "break", "slow", "duel"):
             self._network(kind, machine, rng)
         else:
             self._process(kind, machine, rng)
@@ -105,10 +106,35 @@ class Chaos:
             case "slow":
                 network.slow[machine.host] = rng.choice((10.0, 100.0))
                 universe.at(mend_at, network.mend)
+            case "duel":
+                self._duel(rng, mend_at)
             case "break":
                 network.break_some(rng.choice((0.1, 0.5, 1.0)))
             case _:
                 raise AssertionError(kind)
+
+    def _duel(self, rng: Random, mend_at: float) -> None:
+        """A slot's primary and another of its members lose each other; all others reach both."""
+        world, network = self._world, self._world.network
+        by_id = {machine.id: machine for machine in world.machines}
+        led = [
+            (machine, slot)
+            for held in world.auditor.replicas()
+            for machine, slot in held
+            if isinstance(slot.role, Primary)
+        ]
+        if not led:
+            return
+        primary, slot = rng.choice(led)
+        others = [by_id[n] for n in slot.config.members if n in by_id and n != primary.id]
+        if not others:
+            return
+        rival = rng.choice(others)
+        network.cut([(primary.host, rival.host), (rival.host, primary.host)])
+        network.part(primary.host, rival.host)
+        if rng.random() < 0.5:  # between what it is promised and what it makes of that
+            network.slow[rival.host] = 10.0
+        world.universe.at(mend_at, network.mend)
 
     def _disk(self, kind: str, machine: Machine, rng: Random) -> None:
         universe, disk = self._world.universe, machine.disk
@@ -122,6 +148,8 @@ class Chaos:
             case "syncfail":
                 self.losses += 1
                 disk.fail_next_sync = True
+            case "writefail":
+                disk.fail_next_write = True
             case "rot":
                 self.losses += disk.rot(rng)
             case "full":
@@ -186,7 +214,7 @@ class Chaos:
             machine.clock.skew_ms = 0
             machine.disk.free_bytes = ROOM_BYTES
             machine.disk.slow_factor, machine.disk.slow_chance = 1.0, 0.0
-            machine.disk.fail_next_sync = False
+            machine.disk.fail_next_sync = machine.disk.fail_next_write = False
 
     def resume_moves(self) -> None:
         """Whoever paused them lets them go on; asked again until it is so."""

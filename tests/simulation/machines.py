@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from cluster.topology import Node as Member
 from kvstore.client.aio import AsyncClient
 from kvstore.client.core import ClientCore
+from kvstore.client.routing import NOBODY, RoutingTable
 from kvstore.client.streams import StreamTransport
 from kvstore.errors import SetupError
 from kvstore.node.node import Node
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PORT, HTTP_PORT = 7401, 8401
+SPARES = 2
+"""Machines that may join."""
 WALL_MS = 1_700_000_000_000
 
 
@@ -91,6 +94,8 @@ class Machine:
         """It is no part of the cluster, and nobody starts it."""
         self.start_is_due = False
         self.founders = tuple(f"n{n}:{PORT}" for n in range(1, founders + 1))
+        self.everyone = tuple(f"n{n}:{PORT}" for n in range(1, founders + SPARES + 1))
+        """Whom it asks to be taken in: an operator knows where members are."""
         self.disk = self._new_disk()
 
     def _new_disk(self) -> Disk:
@@ -117,7 +122,7 @@ class Machine:
         address = f"{self.host}:{PORT}"
         member = Member(self.id, self.host, address, f"{self.host}:{HTTP_PORT}", "", 1.0)
         disk, settings = self.disk, self.settings
-        join = tuple(a for a in self.founders if a != address) if self.joins else ()
+        join = tuple(a for a in self.everyone if a != address) if self.joins else ()
         node = self.node = Node(
             member,
             "sim",
@@ -201,6 +206,13 @@ async def _beside(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
+class Balanced(RoutingTable):
+    """Knows everything but who serves what."""
+
+    def resolve(self, primary: str, now: float, *, not_again: str = NOBODY) -> str:
+        return super().resolve(NOBODY, now, not_again=not_again)
+
+
 class Caller:
     """A process with one asyncio client.
 
@@ -211,6 +223,7 @@ class Caller:
         nodes: How many machines founded the cluster: the seeds of the client.
         timeout_seconds: Of a call.
         rng: All of this client's chance.
+        balanced: It asks any node, as behind a load balancer, so that most is forwarded.
     """
 
     def __init__(
@@ -221,6 +234,8 @@ class Caller:
         nodes: int,
         timeout_seconds: float,
         rng: Random,
+        *,
+        balanced: bool = False,
     ) -> None:
         self.host = f"c{number}"
         self.rng = rng
@@ -231,6 +246,8 @@ class Caller:
         def make() -> AsyncClient:
             core = ClientCore(seeds, now=process.time, chance=self.rng)
             core.client_id = self.rng.getrandbits(64)
+            if balanced:
+                core.table = Balanced(seeds)
             transport = StreamTransport(connect_timeout=2.0, now=process.time)
             return AsyncClient(core, transport, timeout=timeout_seconds)
 

@@ -66,6 +66,12 @@ class Network:
             if end in self._ends and rng.random() < chance:
                 end.reset()
 
+    def part(self, here: str, there: str) -> None:
+        """Reset all connections between two hosts."""
+        for end in list(self._ends):
+            if end in self._ends and (end.process.host, end.other.process.host) == (here, there):
+                end.reset()
+
     def host_died(self, process: Process, *, silently: bool) -> None:
         """Its sockets break; silently (a power cut) only once somebody is there to say so."""
         for address, (listener, _) in list(self._listeners.items()):
@@ -311,7 +317,8 @@ class Transport(asyncio.Transport):
         """Bytes are here; the process finds them in its next turn."""
         if not self._ended:
             self._incoming.append(data)
-            self.process.call_soon(self._hand_in)
+            if len(self._incoming) == 1:  # else it has been called already, or is when it may read
+                self.process.call_soon(self._hand_in)
 
     def finished(self) -> None:
         """The other side closed in good order."""

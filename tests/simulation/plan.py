@@ -25,7 +25,11 @@ CLOCK_FAULTS = ("jump",)
 DISK_FAULTS = ("wipe", "syncfail", "rot", "full", "slowdisk")
 MEMBER_FAULTS = ("join", "leave", "weigh", "replicate", "pace")
 FAULTS = PROCESS_FAULTS + NETWORK_FAULTS + CLOCK_FAULTS + DISK_FAULTS + MEMBER_FAULTS
+LATER_FAULTS = ("writefail", "duel")
+"""Drawn by a generator of their own, so that older seeds are what they were but for these."""
 
+LATER_SHARE = 0.15
+LATER_FAULTS_A_ROUND = 1.0
 
 BUSY_SECONDS = 1.0
 BUSY_SHARE = 0.8
@@ -80,6 +84,8 @@ class Plan:
     keys: int
     kinds: tuple[str, ...]
     chaos_seconds: float
+    balanced: bool
+    """Clients ask any node, as behind a load balancer."""
     knobs: Knobs
     faults: tuple[Fault, ...]
 
@@ -106,6 +112,7 @@ def draw_plan(seed: int) -> Plan:
     customers = rng.choice((1, 1, 2, 4))
     callers = rng.choice((1, 2, 3))
     operations = rng.choice((30, 80, 160))
+    later = rng_of(seed, "later")
     burst = operations * round_seconds / (chaos_seconds * customers * callers)
     return Plan(
         nodes=rng.choice((3, 3, 3, 4, 5)),
@@ -124,8 +131,14 @@ def draw_plan(seed: int) -> Plan:
         keys=rng.choice((1, 2, 4)),
         kinds=kinds,
         chaos_seconds=chaos_seconds,
+        balanced=later.random() < 0.2,
         knobs=_draw_knobs(rng, allowed),
-        faults=_draw_faults(rng, allowed, chaos_seconds, round_seconds, faults_a_round),
+        faults=_with_later(
+            _draw_faults(rng, allowed, chaos_seconds, round_seconds, faults_a_round),
+            later,
+            chaos_seconds,
+            round_seconds,
+        ),
     )
 
 
@@ -155,3 +168,15 @@ def _draw_faults(
             busy = rng.random() < BUSY_SHARE
             times.append(begin + rng.random() * (BUSY_SECONDS if busy else round_seconds))
     return tuple(Fault(at, rng.choice(allowed), n) for n, at in enumerate(sorted(times)))
+
+
+def _with_later(
+    faults: tuple[Fault, ...], rng: Random, chaos_seconds: float, round_seconds: float
+) -> tuple[Fault, ...]:
+    """The same, and what was thought of later among them."""
+    allowed = tuple(fault for fault in LATER_FAULTS if rng.random() < LATER_SHARE)
+    if not allowed:
+        return faults
+    more = _draw_faults(rng, allowed, chaos_seconds, round_seconds, LATER_FAULTS_A_ROUND)
+    numbered = [fault._replace(number=len(faults) + n) for n, fault in enumerate(more)]
+    return tuple(sorted((*faults, *numbered)))

@@ -36,6 +36,7 @@ T = TypeVar("T")
 TURN_SECONDS = 20e-6
 HANDLE_SECONDS = 5e-6
 """What a turn and each of its callbacks cost, roughly as on a real machine."""
+NEVER = float("inf")
 
 
 class Violation(AssertionError):
@@ -79,15 +80,19 @@ class Universe:
         Raises:
             Violation: something raised that no process caught.
         """
-        heap = self._heap
-        while heap and heap[0][0] <= until:
-            self.now, _, action = heapq.heappop(heap)
-            self.steps += 1
-            action()
-            if self.failure is not None:
-                raise Violation(f"uncaught: {self.failure!r}") from self.failure
-            if stop is not None and stop():
-                return True
+        heap, pop = self._heap, heapq.heappop
+        before = events._get_running_loop()
+        try:
+            while heap and heap[0][0] <= until:
+                self.now, _, action = pop(heap)
+                self.steps += 1
+                action()
+                if self.failure is not None:
+                    raise Violation(f"uncaught: {self.failure!r}") from self.failure
+                if stop is not None and stop():
+                    return True
+        finally:
+            events._set_running_loop(before)  # each turn of a process sets its own
         self.now = max(self.now, until)
         return False
 
@@ -98,6 +103,32 @@ class Universe:
     def bury(self, process: Process) -> None:
         """Keep what is left of a process: its coroutines must not be finalised midway."""
         self._graves.append(process)
+
+
+class Callback:
+    """What a loop was asked to call; `asyncio.Handle` without what only debugging needs.
+
+    Two of three seconds of a simulation pass below it, so it keeps no traceback and copies no
+    context: a callback without a context of its own (all but those of tasks) runs in none.
+    """
+
+    __slots__ = ("args", "context", "function")
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+    ) -> None:
+        self.function: Callable[..., object] | None = function
+        self.args = args
+        self.context = context
+
+    def cancel(self) -> None:
+        self.function, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.function is None
 
 
 class Process:
@@ -118,11 +149,11 @@ class Process:
         self.alive = True
         self.paused = False
         self._as_loop: Any = self
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: deque[Callback] = deque()
+        self._timers: list[tuple[float, int, Callback]] = []
         self._order = count()
         self._free_at = 0.0
-        self._woken_for = float("inf")
+        self._woken_for = NEVER
         self._in_turn = False
 
     # -- life --------------------------------------------------------------------------------
@@ -154,24 +185,28 @@ class Process:
     def resume(self) -> None:
         """SIGCONT."""
         self.paused = False
-        self._woken_for = float("inf")
+        self._woken_for = NEVER
         self._wake(self.universe.now)
 
     def _wake(self, when: float) -> None:
         if not self.alive or self.paused or self._in_turn:
             return
-        when = max(when, self._free_at, self.universe.now)
+        now, free_at = self.universe.now, self._free_at
+        if when < now:
+            when = now
+        if when < free_at:
+            when = free_at
         if when < self._woken_for:
             self._woken_for = when
-            self.universe.at(when, lambda: self._turns(when))
+            self.universe.at(when, self._turns)
 
-    def _turns(self, due: float) -> None:
+    def _turns(self) -> None:
         """A turn, and more of them as long as nothing else happens meanwhile."""
-        if not self.alive or self.paused or due != self._woken_for:
+        universe = self.universe
+        if universe.now != self._woken_for or not self.alive or self.paused:
             return
-        universe, timers, ready = self.universe, self._timers, self._ready
-        self._woken_for = float("inf")
-        before = events._get_running_loop()
+        timers, ready = self._timers, self._ready
+        self._woken_for = NEVER
         events._set_running_loop(self._as_loop)
         self._in_turn = True
         try:
@@ -182,8 +217,7 @@ class Process:
                 self._turn()
         finally:
             self._in_turn = False
-            events._set_running_loop(before)
-        while timers and timers[0][2].cancelled():
+        while timers and timers[0][2].function is None:
             heapq.heappop(timers)
         if ready:
             self._wake(self._free_at)
@@ -194,15 +228,25 @@ class Process:
         now, timers, ready = self.universe.now, self._timers, self._ready
         while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
-            if not timer.cancelled():
+            if timer.function is not None:
                 ready.append(timer)
         turn = len(ready)
         for _ in range(turn):
             if not ready:  # it was killed by itself
                 break
-            handle = ready.popleft()
-            if not handle.cancelled():
-                handle._run()
+            callback = ready.popleft()
+            function, context = callback.function, callback.context
+            if function is None:
+                continue
+            try:
+                if context is None:
+                    function(*callback.args)
+                else:
+                    context.run(function, *callback.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"exception": error})
         self._free_at = now + TURN_SECONDS + turn * HANDLE_SECONDS
 
     # -- what asyncio asks of a loop -----------------------------------------------------------
@@ -224,11 +268,12 @@ class Process:
         callback: Callable[..., object],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self._as_loop, context)
+    ) -> Callback:
+        handle = Callback(callback, args, context)
         if self.alive:
             self._ready.append(handle)
-            self._wake(self.universe.now)
+            if not self._in_turn:
+                self._wake(self.universe.now)
         return handle
 
     def call_later(
@@ -237,7 +282,7 @@ class Process:
         callback: Callable[..., object],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
+    ) -> Callback:
         return self.call_at(self.universe.now + delay, callback, *args, context=context)
 
     def call_at(
@@ -246,15 +291,13 @@ class Process:
         callback: Callable[..., object],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self._as_loop, context)
+    ) -> Callback:
+        handle = Callback(callback, args, context)
         if self.alive:
             heapq.heappush(self._timers, (when, next(self._order), handle))
-            self._wake(when)
+            if not self._in_turn:
+                self._wake(when)
         return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when its time comes."""
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self._as_loop)

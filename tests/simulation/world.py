@@ -19,7 +19,7 @@ from tests.simulation.auditor import Auditor
 from tests.simulation.checkers import Checker
 from tests.simulation.faults import Chaos
 from tests.simulation.knobs import turned
-from tests.simulation.machines import Caller, Machine, MachineSettings
+from tests.simulation.machines import SPARES, Caller, Machine, MachineSettings
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer
 from tests.simulation.plan import draw_plan, rng_of
@@ -40,8 +40,8 @@ EQUAL_SECONDS_MAX = 60.0
 """... until all moves are finished and all replicas are equal."""
 CLIENTS_SECONDS_MAX = 30.0
 SLOT_COUNT = 8
-SPARES = 2
-"""Machines that may join."""
+REST_SECONDS_MAX = 2.0
+"""After the last answer until nothing is left of attempts that a client gave up before it."""
 
 
 class World:
@@ -89,7 +89,15 @@ class World:
 
     def _caller(self, number: int, timeout_seconds: float) -> Caller:
         rng = rng_of(self.seed, "caller", number)
-        return Caller(self.universe, self.network, number, self.plan.nodes, timeout_seconds, rng)
+        return Caller(
+            self.universe,
+            self.network,
+            number,
+            self.plan.nodes,
+            timeout_seconds,
+            rng,
+            balanced=self.plan.balanced,
+        )
 
     # -- the run -----------------------------------------------------------------------------
 
@@ -256,7 +264,11 @@ class World:
                 raise Violation(f"watch: {next(filter(None, self._unheard()))[:3]}")
             universe.run(universe.now + LOOK_SECONDS)
         self.auditor.check_exactly_once()
-        self.auditor.check_at_rest()
+        until = universe.now + REST_SECONDS_MAX
+        while left := next(self.auditor.left_over(), ""):
+            if universe.now > until:
+                raise Violation(f"{left} {REST_SECONDS_MAX:g} s after all was done")
+            universe.run(universe.now + LOOK_SECONDS)
 
     def _unheard(self) -> Iterator[list[str]]:
         """What each observer has not heard yet, of what it should have."""
