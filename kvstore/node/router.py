@@ -24,7 +24,7 @@ from kvstore.node.parking import NO_PRIMARY, Parking
 from kvstore.wire.protocol import Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from cluster.ballot import NodeId
     from cluster.operations import Operation, Result
@@ -323,16 +323,16 @@ class Router:
     def tick(self) -> None:
         """Answer those whose time is over or whose caller is gone; the parked go on their way."""
         now_ms = self._now_ms()
-        over = {g for g in self._gatherings if g.deadline_ms <= now_ms or not g.waiter.is_open}
+        over = [g for g in self._gatherings if g.deadline_ms <= now_ms or not g.waiter.is_open]
         if over:
-            self._give_up(over)
+            self._give_up(dict.fromkeys(over))
         self._route_parked()
 
     def stop(self) -> None:
         """Answer everything as if its time were over: this node serves nothing any more."""
-        self._give_up(set(self._gatherings))
+        self._give_up(dict.fromkeys(self._gatherings))
 
-    def _stay(self, over: set[Gathering]) -> set[Ticket]:
+    def _stay(self, over: Collection[Gathering]) -> set[Ticket]:
         """What is over leaves in this tick no more; returns it."""
         found: set[Ticket] = set()
         for key, tickets in list(self._leaving.items()):
@@ -342,7 +342,7 @@ class Router:
                 self._leaving[key] = [ticket for ticket in tickets if ticket not in taken]
         return found
 
-    def _give_up(self, over: set[Gathering]) -> None:
+    def _give_up(self, over: Collection[Gathering]) -> None:
         """Answer what is missing: "unavailable" if no primary was given it, else "unknown" (R4).
 
         What waited for a primary, here or held by one that is being established, or was about to
