@@ -22,7 +22,7 @@ right itself, and a primary gives itself up only to a member that is right and h
 one undamaged copy is left whatever happens.
 
 The pace is bytes read here a second; a stretch costs at least `STRETCH_COST_BYTES_MIN`, so that
-thousands of small slots are as cheap as a few large ones.
+thousands of small slots are as cheap as a few large ones. Small ones go in bursts: one frame.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ CHECK_TIMEOUT_MS = 2_000
 RECHECK_MS = 1_000
 """A finding is looked at again after this, until it is mended."""
 
-BURST_MS = 200
-"""The pace is kept over this long: a late tick may catch up no more."""
+BURST_MS = 500
+"""What the pace allows in this long is spent together: a frame and a turn of the loop for each
+small stretch took more than to read it. A late tick catches up no more."""
 
 FINDINGS_MAX = 1_024
 """Open findings that are remembered; a lost disk has more, and is one finding to a person."""
@@ -128,6 +129,7 @@ class Scrub:
         self._checks: dict[tuple[int, bytes], Check] = {}
         self._at, self._begin = 0, b""
         self._allowance = 0.0
+        self._is_burst = False  # the allowance is being saved, not spent
         self._ticked_ms = self._rechecked_ms = 0
         self._number = 0
         self._condemned: dict[int, tuple[Ballot, int]] = {}
@@ -144,10 +146,20 @@ class Scrub:
             self._rechecked_ms = now_ms
             for finding in list(self.findings.values()):
                 self._look_after(finding)
-        self._allowance = min(self._allowance, 0.0) + self.bytes_per_s * elapsed_ms / 1_000
-        walked, walked_max = 0, min(SLOTS_WALKED_MAX, len(self._slots))
-        while self._allowance > 0 and len(self._checks) < CHECKS_MAX and walked < walked_max:
-            walked += 1
+        pace, burst_bytes = self.bytes_per_s / 1_000, self.bytes_per_s * BURST_MS / 1_000
+        self._allowance = min(self._allowance + pace * elapsed_ms, 2 * burst_bytes)
+        self._is_burst |= self._allowance > burst_bytes - STRETCH_COST_BYTES_MIN / 2
+        if self._is_burst:
+            self._spend(self.bytes_total + max(pace * elapsed_ms, STRETCH_BYTES))
+
+    def _spend(self, until_bytes_total: float) -> None:
+        """The allowance, as far as one tick should go: a full stretch, or several small ones."""
+        for _ in range(min(SLOTS_WALKED_MAX, len(self._slots))):
+            if self._allowance <= 0:
+                self._is_burst = False
+            enough = self.bytes_total >= until_bytes_total or len(self._checks) >= CHECKS_MAX
+            if enough or not self._is_burst:
+                return
             self._next()
 
     def _next(self) -> None:

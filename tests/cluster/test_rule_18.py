@@ -47,6 +47,12 @@ def filled(*members: int) -> Cluster:
     return made
 
 
+def begun(cluster: Cluster) -> None:
+    """Until the first comparison is on its way."""
+    while not cluster.sent(1, 3, Compare):
+        cluster.pass_time(50)
+
+
 def scrubbed(cluster: Cluster, seconds: int = 5) -> None:
     for _ in range(10 * seconds):
         cluster.pass_time(100)
@@ -237,7 +243,7 @@ def test_large_slots_are_compared_stretch_by_stretch() -> None:
         cluster.put(1, b"k%02d" % n, b"x" * 20_000)
     cluster.settle()
     cluster.rot(3, b"k29", STALE)
-    cluster.pass_time(50)
+    begun(cluster)
     asked = cluster.sent(1, 3, Compare)
     assert len(asked) == 1, "the pace allows no more at once"
     assert asked[0].end
@@ -257,9 +263,21 @@ def test_the_pace_is_kept_and_can_be_none() -> None:
     assert found(cluster) == set()
 
 
+def test_small_slots_are_compared_in_bursts_at_the_same_pace() -> None:
+    cluster = Cluster(owners=(MEMBERS,) * 64)
+    cluster.settle()
+    asked: list[int] = []
+    for _ in range(40):
+        cluster.pass_time(50)
+        asked.append(len(cluster.sent(1, 3, Compare)))
+        cluster.settle()
+    assert 30 <= sum(asked) <= 40, "sixteen a second"
+    assert sum(map(bool, asked)) <= 4, "in two frames a second"
+
+
 def test_an_answer_from_another_position_is_void() -> None:
     cluster = filled()
-    cluster.pass_time(50)
+    begun(cluster)
     question = cluster.drop(1, 3, Compare)[0]
     cluster.drop(1, 2, Compare)
     cluster.put(1, b"k07", "newer")
