@@ -38,8 +38,11 @@ def stored_slots(engine: Engine) -> Iterator[tuple[int, SlotRow, int]]:
     begin = keyspace.meta_slot_key(0)
     rows = engine.scan(Table.META, begin, keyspace.prefix_end(begin[:1]), limit=1 << 17)
     log = engine.cursor(Table.LOG)  # one for all slots: to make one takes longer than to use it
+    decoded: dict[bytes, SlotRow] = {}  # thousands of slots share a few
     for key, raw in rows:
-        number, row = keyspace.parse_meta_slot_key(key), decode_row(raw)
+        number, row = keyspace.parse_meta_slot_key(key), decoded.get(raw)
+        if row is None:
+            row = decoded[raw] = decode_row(raw)
         prefix = keyspace.log_prefix(number, row.generation)
         newest = log.last_below(keyspace.prefix_end(prefix))
         sequence = 0
