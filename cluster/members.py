@@ -16,6 +16,12 @@ import msgspec
 
 from cluster.ballot import NodeId
 
+FICKLE_REFUTATIONS = 2
+"""A member that refuted more accusations than this of late is given more time to answer."""
+
+REFUTATION_MS = 300_000
+"""After which a refutation is forgotten: so often a slow member is accused again."""
+
 
 class MemberState(IntEnum):
     """From harmless to grave, which is the order of precedence under one incarnation."""
@@ -44,6 +50,19 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     incarnation: int
     state: MemberState
     state_since_ms: int
+    refuted_ms: int = 0
+    """When it was last heard to refute an accusation."""
+    refutations: float = 0.0
+    """Of late: each counts less as time goes by."""
+
+    def is_fickle(self, now_ms: int) -> bool:
+        """Whether it was accused wrongly again and again: a slow member, or behind a bad link."""
+        return self._refutations(now_ms) > FICKLE_REFUTATIONS
+
+    def _refutations(self, now_ms: int) -> float:
+        if not self.refutations:
+            return 0.0
+        return max(0.0, self.refutations - (now_ms - self.refuted_ms) / REFUTATION_MS)
 
     def loses_to(self, update: MemberUpdate) -> bool:
         """Whether ``update`` is the stronger belief."""
@@ -53,7 +72,10 @@ class Member(msgspec.Struct, frozen=True, gc=False):
         """The belief once ``update`` is believed."""
         assert self.loses_to(update), "a belief is only replaced by a stronger one"
         since_ms = self.state_since_ms if update.state is self.state else now_ms
-        return Member(update.incarnation, update.state, since_ms)
+        refuted_ms, refutations = self.refuted_ms, self.refutations
+        if update.state is MemberState.ALIVE:
+            refuted_ms, refutations = now_ms, self._refutations(now_ms) + 1
+        return Member(update.incarnation, update.state, since_ms, refuted_ms, refutations)
 
 
 def presumed_alive(now_ms: int) -> Member:

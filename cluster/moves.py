@@ -326,7 +326,7 @@ class Moves:
         """Look at the slots up to ``end``, and see to it that each is where it belongs here."""
         self._walked_at_ms = self._ctx.now_ms
         if self._walk_at == 0:
-            self._surpluses.begin_walk()
+            self._surpluses.begin_walk(self._room.places)
             self._copies_met = 0
         for number in range(self._walk_at, end):
             slot = self._slots[number]

@@ -8,11 +8,15 @@ from cluster.ballot import NodeId
 
 
 class Probe(msgspec.Struct, gc=False):
-    """A member of which an answer is awaited."""
+    """A member of which an answer is awaited.
+
+    When it is to be asked again, and when the period is over.
+    """
 
     target: NodeId
     indirect_due_ms: int
     due_ms: int
+    is_repeated: bool = False
     asked: int = 0
     nacks: int = 0
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from cluster.slot import Context, Slot
 
 ASKED_MAX = 1_024
-"""Slots that a node asks about in one walk, of each kind."""
+"""Slots that a node asks about in one walk, of each kind: to drop one takes it up to half a
+millisecond, so one that is busy asks about fewer."""
+
+ASKED_PER_PLACE = 8
+"""... so many for each of its places for moves (`cluster.throttle.Room`)."""
 
 
 class _Turn:
@@ -27,9 +31,9 @@ class _Turn:
         self._left = ASKED_MAX
         self._behind = self._last = -1
 
-    def begin(self) -> None:
+    def begin(self, most: int) -> None:
         self._behind = self._last if self._left == 0 else -1
-        self._left = ASKED_MAX
+        self._left = most
 
     def has_come(self, number: int) -> bool:
         if number <= self._behind or self._left == 0:
@@ -48,10 +52,11 @@ class Surpluses:
         self.met = False
         """Whether there was any in this walk."""
 
-    def begin_walk(self) -> None:
-        """From the lowest number again."""
-        self._left_ones.begin()
-        self._others.begin()
+    def begin_walk(self, places: int) -> None:
+        """From the lowest number again, with so many places for moves."""
+        most = min(ASKED_MAX, ASKED_PER_PLACE * places)
+        self._left_ones.begin(most)
+        self._others.begin(most)
         self.met = False
 
     def meet(self, slot: Slot) -> None:

@@ -1,23 +1,22 @@
 """The failure detector: SWIM with Lifeguard, as a state machine without clock or sockets.
 
 Once in each *period* a node sends `Ping` to one other member. Without an ack in time it asks a few
-others to try (`PingReq`); without any ack by the end of the period it *suspects* the member and
-says so. A suspected member that lives hears of it and refutes it with a higher incarnation; one
-that does not is declared dead when its time is over (`cluster.suspicion`). News ride on these
-messages (`cluster.broadcasts`), and each also carries one entry of the sender's table in turn, so
-that what was lost on the way is mended without a second kind of message.
+others to try (`PingReq`), and that one again; without any ack by the end of the period it
+*suspects* the member and says so. A suspected member that lives hears of it and refutes it with a
+higher incarnation; one that does not is declared dead when its time is over (`cluster.suspicion`).
+News ride on these messages (`cluster.broadcasts`), and each also carries one entry of the sender's
+table in turn, so that what was lost on the way is mended without a second kind of message.
 
 Sources: Das, Gupta and Motivala, SWIM, DSN 2002; Dadgar, Phillips and Currey, Lifeguard,
 arXiv:1707.00788 (local health, suspicion by confirmation, the buddy rule: who is probed while it is
-suspected is told so in that very message). Neither the messages of a node and period nor the work
-for one of them depend on the number of members (`docs/gossip.md`). The rota is SWIM's: each member
-once in a round, in random order (`cluster.rota`).
+suspected is told so in that very message). What a node sends and does in a period does not depend
+on the number of members (`docs/gossip.md`). The rota is SWIM's (`cluster.rota`).
 
-Three deviations. Dead members are still probed now and then, because the topology still lists them
-and a healed cut must be noticed. Whoever repeats an accusation that was refuted is told so in the
-answer: in a large cluster in trouble not all news reach all. And a node that finds itself late (it
-was frozen, its clock jumped) blames itself for the time that it missed: all its deadlines move by
-as much.
+Deviations: a silent member is pinged twice more, and one that was accused wrongly time and again
+has more time, because false news go to all. Dead members are still probed now and then, since the
+topology lists them and a healed cut must be noticed. Whoever repeats a refuted accusation is told
+so in the answer: in a large cluster in trouble not all news reach all. A node that finds itself
+late (it was frozen) blames itself: all its deadlines move by the time that it missed.
 
 Nothing here decides safety: a wrong verdict costs a detour, never data.
 """
@@ -95,10 +94,7 @@ class Swim:
     def next_due_ms(self) -> int:
         """When `tick` must be called next; a message may bring that forward."""
         due = [self._period_due_ms]
-        due += [
-            probe.due_ms if probe.asked else probe.indirect_due_ms
-            for probe in self._probes.values()
-        ]
+        due += [probe.indirect_due_ms for probe in self._probes.values()]
         due += [relay.due_ms for relay in self._relays.values()]
         suspicion_due_ms = self._suspicions.next_due_ms()
         if suspicion_due_ms is not None:
@@ -109,9 +105,8 @@ class Swim:
 
     def join(self, nodes: Iterable[NodeId], now_ms: int) -> None:
         """These are members too (the topology says so); presumed alive."""
-        newcomers = dict.fromkeys(nodes, presumed_alive(now_ms))
-        for node in newcomers.keys() & self._members.keys():
-            del newcomers[node]
+        alive, known = presumed_alive(now_ms), self._members
+        newcomers = {node: alive for node in nodes if node not in known}
         self._members |= newcomers
         self._rota.add(newcomers)
 
@@ -146,8 +141,8 @@ class Swim:
             if now_ms >= probe.due_ms:
                 del self._probes[number]
                 self._judge(probe, now_ms)
-            elif now_ms >= probe.indirect_due_ms and not probe.asked:
-                sends += self._ask_helpers(number, probe)
+            elif now_ms >= probe.indirect_due_ms:
+                sends += self._ask_again(number, probe)
         for number, relay in list(self._relays.items()):
             if now_ms >= relay.due_ms:
                 del self._relays[number]
@@ -198,6 +193,9 @@ class Swim:
         wait_ms = stretch_ms(self._settings.probe_timeout_ms) if direct else 0
         number = self._next_number()
         due_ms = now_ms + stretch_ms(self._settings.probe_interval_ms)
+        in_many = len(self._members) >= self._settings.fickle_from_members
+        if direct and in_many and self._members[target].is_fickle(now_ms):
+            due_ms += self._settings.fickle_patience_ms
         self._probes[number] = probe = Probe(target, now_ms + wait_ms, due_ms)
         if direct:
             return [(target, Ping(number, self._news(target)))]
@@ -208,6 +206,17 @@ class Swim:
         probe.asked = len(helpers)
         probe.indirect_due_ms = probe.due_ms
         return [(node, PingReq(number, probe.target, self._news(probe.target))) for node in helpers]
+
+    def _ask_again(self, number: int, probe: Probe) -> Sends:
+        """Ask others and the silent one, later that one once more: a message may have been lost."""
+        ping = (probe.target, Ping(number, self._news(probe.target)))
+        if probe.is_repeated:
+            probe.indirect_due_ms = probe.due_ms
+            return [ping]
+        again_ms = (probe.indirect_due_ms + probe.due_ms) // 2
+        sends = self._ask_helpers(number, probe)
+        probe.is_repeated, probe.indirect_due_ms = True, again_ms
+        return [*sends, ping]
 
     def _judge(self, probe: Probe, now_ms: int) -> None:
         """Nobody has heard of the target by the end of the period."""

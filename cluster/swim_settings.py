@@ -21,6 +21,10 @@ class SwimSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Silence after which others are asked: above a busy peer's usual answer time."""
     relay_timeout_ms: int = 30
     """When a helper says that it has not heard either: before the asker's period ends."""
+    fickle_patience_ms: int = 1_000
+    """More time to answer for a member that has been accused wrongly again and again."""
+    fickle_from_members: int = 50
+    """... in clusters of so many: in a small one false news cost less than a late verdict."""
     indirect_probes: int = 3
     """Others that are asked: more forgive more lost messages."""
     suspicion_periods: int = 5

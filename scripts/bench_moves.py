@@ -43,7 +43,7 @@ RAW_RECORDS: Final = 100_000
 RECORD_BYTES: Final = 126
 PAGE_RECORDS: Final = 1_000
 PACED_SECONDS: Final = 20.0
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def _store(directory: Path) -> float:
 
 
 def url_of(cluster: LocalCluster) -> str:
-    """By the first node, which stays."""
-    return f"kv://{cluster.nodes[0].address}"
+    """By the first three nodes, which stay."""
+    return "kv://" + ",".join(node.address for node in cluster.nodes[:3])
 
 
 def set_rate(cluster: LocalCluster, bytes_per_s: int) -> None:
@@ -154,9 +154,9 @@ def set_rate(cluster: LocalCluster, bytes_per_s: int) -> None:
     change(cluster, Pace(copy_bytes_per_s=bytes_per_s))
 
 
-def change(cluster: LocalCluster, wanted: OperatorChange) -> None:
-    """Change the topology."""
-    asyncio.run(send_change(url_of(cluster), wanted, TIMEOUT_S))
+def change(cluster: LocalCluster, wanted: OperatorChange) -> int:
+    """Change the topology; returns its epoch."""
+    return asyncio.run(send_change(url_of(cluster), wanted, TIMEOUT_S)).epoch
 
 
 def plan(cluster: LocalCluster, wanted: OperatorChange) -> PlanStatus:
@@ -177,20 +177,23 @@ def copied(cluster: LocalCluster) -> int:
     return sum(_copied.values())
 
 
-def wait_moved(cluster: LocalCluster) -> float:
-    """Until nobody has anything left to move, by the word of every member; returns since when."""
+def wait_moved(cluster: LocalCluster, epoch: int = 0) -> float:
+    """Until nobody has anything left to move, by the word of every member; returns since when.
+
+    ``epoch``: that of the change, which the node that is asked for the members has to know.
+    """
     still_since = time.monotonic()
     while time.monotonic() - still_since < STILL_S:
-        if not _is_still(cluster):
+        if not _is_still(cluster, epoch):
             still_since = time.monotonic()
         copied(cluster)
         time.sleep(0.25)
     return still_since
 
 
-def _is_still(cluster: LocalCluster) -> bool:
+def _is_still(cluster: LocalCluster, epoch: int) -> bool:
     topology = cluster.nodes[0].fetch("/v1/cluster/topology")
-    if topology is None:  # too busy to answer in time
+    if topology is None or topology["epoch"] < epoch:  # too busy to answer, or to have heard of it
         return False
     members = {node["name"] for node in topology["nodes"]}
     told = [node.fetch("/v1/cluster/moves") for node in cluster.nodes if node.name in members]
@@ -205,10 +208,16 @@ def _is_still(cluster: LocalCluster) -> bool:
 
 def join(cluster: LocalCluster) -> float:
     """One node more, until every slot has arrived."""
-    node = cluster.add_node()
+    return _arrived(cluster, cluster.add_node())
+
+
+def _arrived(cluster: LocalCluster, node: LocalNode) -> float:
+    """Until a newcomer has been brought all that it should have."""
     while node.fetch("/health/ready") is None:
         time.sleep(0.05)
-    return wait_moved(cluster)
+    while (topology := node.fetch("/v1/cluster/topology")) is None:
+        time.sleep(0.05)
+    return wait_moved(cluster, topology["epoch"])
 
 
 def go(cluster: LocalCluster, *names: str) -> float:
@@ -219,15 +228,14 @@ def go(cluster: LocalCluster, *names: str) -> float:
     while True:
         told = first.fetch("/v1/cluster/topology")  # None: too busy to answer in time
         if told is not None and not any(n["name"] in names for n in told["nodes"]):
-            return wait_moved(cluster)
+            return wait_moved(cluster, told["epoch"])
         copied(cluster)
         time.sleep(0.1)
 
 
 def replicate(cluster: LocalCluster, copies: int) -> float:
     """Another number of copies, until every slot has them."""
-    change(cluster, Replicate(copies))
-    return wait_moved(cluster)
+    return wait_moved(cluster, change(cluster, Replicate(copies)))
 
 
 def replace_lost(cluster: LocalCluster, lost: LocalNode) -> float:
@@ -237,9 +245,7 @@ def replace_lost(cluster: LocalCluster, lost: LocalNode) -> float:
     lost.process.wait()
     lost.directory = lost.directory.with_name(f"{lost.directory.name}-new")
     lost.start(["--join", cluster.nodes[0].address, "--replace", lost.name], [])
-    while lost.fetch("/health/ready") is None:
-        time.sleep(0.05)
-    return wait_moved(cluster)
+    return _arrived(cluster, lost)
 
 
 def run_speeds(cluster: LocalCluster) -> list[Speed]:

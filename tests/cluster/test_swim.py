@@ -36,10 +36,12 @@ def test_a_silent_member_is_probed_then_by_others_then_suspected_then_dead() -> 
     swim = make_swim(2, 3)
     [(target, ping)] = swim.tick(0)
     assert isinstance(ping, Ping)
-    [(helper, request)] = swim.tick(50)
+    [(helper, request), (again, repeated)] = swim.tick(50)
     assert {target, helper} == {2, 3}
     assert isinstance(request, PingReq)
     assert (request.number, request.target) == (ping.number, target)
+    assert (again, repeated.number) == (target, ping.number), "a message may have been lost"
+    assert [to for to, _ in swim.tick(75)] == [target], "or two"
     assert swim.state(target) is ALIVE
     swim.tick(100)
     assert swim.take_events() == [MemberEvent(target, SUSPECT)]
@@ -50,11 +52,36 @@ def test_a_silent_member_is_probed_then_by_others_then_suspected_then_dead() -> 
 def test_an_ack_through_a_helper_clears_the_target() -> None:
     swim = make_swim(2, 3)
     [(target, ping)] = swim.tick(0)
-    [(helper, _)] = swim.tick(50)
+    [(helper, _), _] = swim.tick(50)
     assert isinstance(ping, Ping)
     swim.on_message(helper, PingAck(ping.number, []), 60)
     swim.tick(100)
     assert swim.state(target) is ALIVE
+
+
+def test_an_answer_to_the_second_ping_clears_the_target() -> None:
+    swim = make_swim(2)
+    [(target, ping)] = swim.tick(0)
+    assert [to for to, _ in swim.tick(50)] == [target], "nobody else can be asked"
+    swim.on_message(target, PingAck(ping.number, []), 60)
+    assert swim.on_message(target, PingAck(ping.number, []), 61) == []
+    swim.tick(100)
+    assert swim.state(target) is ALIVE
+
+
+def test_who_was_accused_wrongly_time_and_again_has_more_time_to_answer() -> None:
+    swim = Swim(1, SwimSettings(fickle_from_members=2), random.Random(0), 0)
+    swim.join((2,), 0)
+    for incarnation in range(1, 4):
+        swim.on_message(2, Ping(1, [MemberUpdate(2, incarnation, ALIVE)]), 10 * incarnation)
+    assert swim.members()[2].is_fickle(100)
+    swim.tick(100)
+    tick_until(swim, 1_000)
+    assert swim.state(2) is ALIVE
+    tick_until(swim, 1_300)
+    assert swim.state(2) is SUSPECT, "a second more, no less and no longer"
+    swim.on_message(2, Ping(1, [MemberUpdate(2, 8, ALIVE)]), 1_300)
+    assert not swim.members()[2].is_fickle(900_000), "it is forgotten"
 
 
 def test_a_helper_pings_for_others_and_passes_the_answer_on() -> None:
