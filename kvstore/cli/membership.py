@@ -27,7 +27,12 @@ from kvstore.cli.output import (
 )
 from kvstore.cli.quorums import slots_lost, slots_naming, slots_stopped, survey, worst_pairs
 from kvstore.errors import BadRequest, OutcomeUnknown, Unavailable
-from kvstore.node.operator_view import OperatorChange, PlanStatus, TopologyStatus
+from kvstore.node.operator_view import (
+    OperatorChange,
+    PlannedChange,
+    PlanStatus,
+    TopologyStatus,
+)
 from kvstore.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -261,7 +266,7 @@ def by_name_of(found: PlanStatus) -> list[Any]:
     return sorted(found.nodes, key=lambda share: (len(share.node), share.node))
 
 
-async def ask_plan(url: str, change: OperatorChange, timeout: float) -> PlanStatus:
+async def ask_plan(url: str, change: PlannedChange, timeout: float) -> PlanStatus:
     """What a change would move."""
     return msgspec.convert(await _post(url, "/v1/cluster/plan", change, timeout), PlanStatus)
 
@@ -278,7 +283,7 @@ async def send_change(url: str, change: OperatorChange, timeout: float) -> Topol
     return msgspec.convert(await _post(url, target, change, timeout), TopologyStatus)
 
 
-async def _post(url: str, target: str, change: OperatorChange, timeout: float) -> Any:
+async def _post(url: str, target: str, change: PlannedChange, timeout: float) -> Any:
     body = msgspec.json.encode(change)
     deadline = time.monotonic() + timeout
     errors = []

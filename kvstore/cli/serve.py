@@ -7,6 +7,7 @@ slip gets the same answer wherever it was made.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
+
+PLAN_TIMEOUT_S: Final = 10.0
 
 _OPTIONS: Final = {
     "name": ("NAME", "the node's name, unique in the cluster [node-PORT]"),
@@ -106,13 +109,33 @@ def serve(ctx: click.Context, /, settings_file: Path | None, **options: Any) -> 
 @click.argument("address", metavar="HOST:PORT")
 @_setting_options("founders", "join", "replace")
 @_settings_file_option
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would move, and start nothing.")
 @click.pass_context
-def join(ctx: click.Context, /, address: str, settings_file: Path | None, **options: Any) -> int:
+def join(
+    ctx: click.Context,
+    /,
+    address: str,
+    settings_file: Path | None,
+    plan_only: bool,
+    **options: Any,
+) -> int:
     """Run one node that joins the cluster of the member at HOST:PORT.
 
     As `kvstore serve --join`: a node that is in already just starts.
     """
+    if plan_only:
+        return _show_plan(address, _settings(ctx, settings_file, options, join=address))
     return _run(ctx, settings_file, options, join=address)
+
+
+def _show_plan(address: str, settings: NodeSettings) -> int:
+    """What would move if this node came."""
+    from kvstore.cli.membership import ask_plan, show_plan
+    from kvstore.node.operator_view import Newcomer
+
+    newcomer = Newcomer(settings.name, settings.zone, settings.weight)
+    show_plan(asyncio.run(ask_plan(f"kv://{address}", newcomer, PLAN_TIMEOUT_S)), "table")
+    return 0
 
 
 @click.command()
@@ -129,9 +152,9 @@ def replace(ctx: click.Context, /, node: str, settings_file: Path | None, **opti
     return _run(ctx, settings_file, options, replace=node)
 
 
-def _run(
+def _settings(
     ctx: click.Context, settings_file: Path | None, options: dict[str, Any], **more: str
-) -> int:
+) -> NodeSettings:
     flags = {
         name: value
         for name, value in options.items()
@@ -139,8 +162,13 @@ def _run(
     }
     # The configuration file also has defaults of other commands, and they rank below all else.
     configured = {name: v for name, v in (ctx.default_map or {}).items() if name in _OPTIONS}
-    settings = load_settings(flags | more, os.environ, settings_file, configured=configured)
+    return load_settings(flags | more, os.environ, settings_file, configured=configured)
 
+
+def _run(
+    ctx: click.Context, settings_file: Path | None, options: dict[str, Any], **more: str
+) -> int:
+    settings = _settings(ctx, settings_file, options, **more)
     gc.disable()  # what is imported stays: to walk it again and again takes a tenth of a second
     from kvstore.log import configure_logging
     from kvstore.process import run_node

@@ -17,6 +17,7 @@ from kvstore.http.settings import HttpSettings
 from kvstore.node.operator_view import (
     MovesStatus,
     OperatorChange,
+    PlannedChange,
     PlanStatus,
     QuorumsStatus,
     TopologyStatus,
@@ -199,8 +200,9 @@ SCHEMAS: Final[dict[str, Any]] = {
     "Member": _struct(MemberStatus),
     "Slot": _struct(SlotStatus),
     "Node": _struct(NodeStatus),
-    **_structs(TopologyStatus, MovesStatus, QuorumsStatus, PlanStatus, OperatorChange),
+    **_structs(TopologyStatus, MovesStatus, QuorumsStatus, PlanStatus, PlannedChange),
     "TopologyChange": _one_of(OperatorChange),
+    "PlannedChange": _one_of(PlannedChange),
     "Health": _record("status", status={"enum": ["live", "ready"]}),
     "Text": _STRING,
     "Object": {"type": "object"},

@@ -153,7 +153,7 @@ _PLAN: Final[dict[str, Any]] = {
     "summary": "What a change of the topology would move; changes nothing",
     "tags": ["cluster"],
     "parameters": (),
-    "body": ("TopologyChange", JSON),
+    "body": ("PlannedChange", JSON),
     "responses": {200: ok("Slots, bytes, time and the reason", "PlanStatus")},
     "problems": (409, 413, 415, 500),
 }

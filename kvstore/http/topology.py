@@ -7,7 +7,7 @@ and nothing was changed. A plan takes the same body and changes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -18,7 +18,7 @@ from kvstore.http.door import Call, Route, read_body
 from kvstore.http.forms import JSON
 from kvstore.http.problems import ProblemError
 from kvstore.json_values import dump_json
-from kvstore.node.operator_view import OperatorChange, TopologyStatus
+from kvstore.node.operator_view import OperatorChange, PlannedChange, TopologyStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,7 +27,9 @@ __all__ = ["ROUTES"]
 
 CHANGE_BYTES_MAX: Final = 65_536
 
-_decoder: msgspec.json.Decoder[OperatorChange] = msgspec.json.Decoder(OperatorChange)
+_Change = TypeVar("_Change", OperatorChange, PlannedChange)
+_changes: msgspec.json.Decoder[OperatorChange] = msgspec.json.Decoder(OperatorChange)
+_planned: msgspec.json.Decoder[PlannedChange] = msgspec.json.Decoder(PlannedChange)
 
 
 async def topology(call: Call) -> web.Response:
@@ -37,14 +39,14 @@ async def topology(call: Call) -> web.Response:
 
 async def change(call: Call) -> web.Response:
     """Change it; answers when the change is committed."""
-    wanted = await _body(call)
+    wanted = await _body(call, _changes)
     timeout_ms = int(1_000 * call.timeout_seconds)
     return _json(await _refusing(lambda: call.door.node.operator.change(wanted, timeout_ms)))
 
 
 async def plan(call: Call) -> web.Response:
     """What a change would move."""
-    wanted = await _body(call)
+    wanted = await _body(call, _planned)
     return _json(await _refusing(lambda: call.door.node.operator.plan(wanted)))
 
 
@@ -75,10 +77,10 @@ def _known(call: Call) -> TopologyStatus:
     return found
 
 
-async def _body(call: Call) -> OperatorChange:
+async def _body(call: Call, decoder: msgspec.json.Decoder[_Change]) -> _Change:
     body = await read_body(call, CHANGE_BYTES_MAX)
     try:
-        return _decoder.decode(body)
+        return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProblemError(
             "bad-value", f"The body is no change of the topology: {error}."

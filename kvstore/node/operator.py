@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+from cluster.limits import NODE_ID_BITS
 from cluster.losses import losses
 from cluster.members import MemberState
-from cluster.membership import apply_change
+from cluster.membership import Join, apply_change
 from cluster.rebalance import plan
 from cluster.slot import Primary
 from cluster.system_slot import owners, voters
+from cluster.topology import Node
 from kvstore.errors import Unavailable
 from kvstore.node.operator_view import (
     ConfigStatus,
     LossStatus,
     MovesStatus,
     MoveStatus,
+    Newcomer,
     PlanStatus,
     QuorumsStatus,
     ShareStatus,
@@ -35,7 +39,8 @@ if TYPE_CHECKING:
     from cluster.move import Move
     from cluster.slot_config import SlotConfig
     from cluster.topology import Topology
-    from kvstore.node.node import Node
+    from kvstore.node.node import Node as Host
+    from kvstore.node.operator_view import PlannedChange
     from kvstore.node.spreading import Aside
 
 MOVES_SHOWN_MAX: Final = 100
@@ -60,7 +65,7 @@ class OperatorBoard:
         aside: See `kvstore.node.spreading.Aside`.
     """
 
-    def __init__(self, node: Node, aside: Aside) -> None:
+    def __init__(self, node: Host, aside: Aside) -> None:
         self._node = node
         self._aside = aside
         self._named: Topology | None = None
@@ -142,10 +147,13 @@ class OperatorBoard:
             for failed, slots in losses(slots_of, up, group_of).most_common()
         ]
 
-    async def plan(self, change: TopologyChange) -> PlanStatus:
+    async def plan(self, change: PlannedChange) -> PlanStatus:
         """See `OperatorView`."""
         topology = self._founded()
-        changed = apply_change(topology, change)
+        if isinstance(change, Newcomer):
+            changed = apply_change(topology, Join(_imagined(change)))
+        else:
+            changed = apply_change(topology, change)
         before = await self._aside(owners, topology)
         after = await self._aside(owners, changed)
         found = plan(before[:-1], after[:-1])  # without the system slot: it is one small record
@@ -233,6 +241,16 @@ class OperatorBoard:
             )
             for (config, wanted), count in counts.items()
         ]
+
+
+def _imagined(newcomer: Newcomer) -> Node:
+    """A member like it. Its id is drawn when its disk is made: whichever, the shares are alike."""
+    digest = blake2b(newcomer.name.encode(), digest_size=NODE_ID_BITS // 8).digest()
+    name, nowhere = newcomer.name, "plan.invalid"  # RFC 2606: never anybody's address
+    return Node(
+        *(int.from_bytes(digest, "big"), name, f"{nowhere}:1", f"{nowhere}:2"),
+        *(newcomer.zone, newcomer.weight),
+    )
 
 
 def _reason(before: Topology, after: Topology) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from cluster.limits import NODE_WEIGHT_DEFAULT
 from cluster.membership import Leave, Pace, Patience, Remove, Replicate, Rezone, Stay, Weigh
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 
 OperatorChange = Leave | Stay | Remove | Weigh | Rezone | Replicate | Pace | Patience
 """What a person may ask for; to join and to move is the node's own business."""
+
+
+class Newcomer(msgspec.Struct, frozen=True, tag="join", forbid_unknown_fields=True):
+    """A node that might join: what would move then can be asked before there is one."""
+
+    name: str
+    zone: str = ""
+    weight: float = NODE_WEIGHT_DEFAULT
+
+
+PlannedChange = OperatorChange | Newcomer
 
 
 class TopologyNode(msgspec.Struct, frozen=True):
@@ -162,7 +174,7 @@ class OperatorView(Protocol):
             TopologyError, Unavailable, OutcomeUnknown: see `kvstore.node.changes.Changes.make`.
         """
 
-    async def plan(self, change: TopologyChange) -> PlanStatus:
+    async def plan(self, change: PlannedChange) -> PlanStatus:
         """What the change would move; changes nothing.
 
         Raises:

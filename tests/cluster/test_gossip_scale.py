@@ -36,7 +36,7 @@ def test_a_death_is_known_to_all_in_rounds_that_grow_with_the_logarithm() -> Non
 
 
 def test_slow_nodes_and_lost_messages_kill_nobody() -> None:
-    bench = StormyBench(100, Weather(loss=0.05, slow=0.05))
+    bench = StormyBench(100, Weather(loss=0.05, slow=0.02))
     bench.pass_time(5_000)
     suspicions, slow_deaths, deaths = bench.verdicts()
     assert suspicions > 0

@@ -52,6 +52,8 @@ from kvstore.node.operator_view import (
     LossStatus,
     MovesStatus,
     MoveStatus,
+    Newcomer,
+    PlannedChange,
     PlanStatus,
     QuorumsStatus,
     ShareStatus,
@@ -115,8 +117,9 @@ class FakeOperator:
         self.document = apply_change(self.document, change)
         return self.topology()
 
-    async def plan(self, change: TopologyChange) -> PlanStatus:
-        apply_change(self.document, change)
+    async def plan(self, change: PlannedChange) -> PlanStatus:
+        if not isinstance(change, Newcomer):
+            apply_change(self.document, change)
         share = ShareStatus("n1", 64, 64, 64, 64, 0, 0)
         return PlanStatus("because", 0, 0, 0, 0.0, [share])
 

@@ -149,6 +149,12 @@ def test_the_commands_tell_the_truth(tmp_path: Path) -> None:
         ]
         assert arrived(cluster)
 
+        shown = command("join", cluster.nodes[1].address, "--plan", "--name", "n4", url=url)
+        assert "reason  n4 joins" in shown.stdout, shown.stderr
+        (row,) = (line.split() for line in shown.stdout.splitlines() if line.startswith("n4 "))
+        assert row[:3] == ["n4", "0", row[5]], "what it will hold, it is brought"
+        assert abs(int(row[5]) - 192) <= 0.05 * 192, "three copies of 256 slots on four nodes"
+
         shown = command("rebalance", "--plan", "--replicas", "1", "-o", "json", url=url)
         planned = json.loads(shown.stdout)
         assert planned["reason"] == "1 copies of each key instead of 3"
