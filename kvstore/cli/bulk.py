@@ -32,14 +32,25 @@ from kvstore.errors import BadRequest, PartialFailure
 from kvstore.values import check_key, pack_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from rich.console import Console
 
     from kvstore.client import Client
 
-BATCH_KEYS: Final = 1_000
+PAGE_KEYS: Final = 1_000
+"""Keys that are read at once."""
+
+BATCH_KEYS_MIN: Final = 16
+BATCH_KEYS_FIRST: Final = 128
+BATCH_KEYS_MAX: Final = 65_536
+"""Keys that are stored at once. Of many there are several for each slot, which is less work
+(`kvstore.client.many`); of large values there are few, so that memory stays small."""
+
+BATCH_S: Final = (0.5, 1.5)
+"""How long a batch should take; well below a call's time limit."""
+
 REMEMBER_EVERY_S: Final = 1.0
 
 
@@ -97,11 +108,19 @@ class Bar:
         self._progress.update(self._task, completed=done, keys=self.keys)
 
 
-def batches(rows: Iterable[Any], size: int = BATCH_KEYS) -> Iterator[list[Any]]:
-    """Lists of up to `size` rows."""
+def batches(rows: Iterable[Any], now: Callable[[], float] = time.monotonic) -> Iterator[list[Any]]:
+    """Lists of rows, longer and longer while each is done with quickly, shorter when it is not."""
     walk = iter(rows)
+    size = BATCH_KEYS_FIRST
+    shortest_s, longest_s = BATCH_S
     while batch := list(islice(walk, size)):
+        begun = now()
         yield batch
+        took_s = now() - begun
+        if took_s < shortest_s:
+            size = min(2 * size, BATCH_KEYS_MAX)
+        elif took_s > longest_s:
+            size = max(size // 2, BATCH_KEYS_MIN)
 
 
 def load_pairs(

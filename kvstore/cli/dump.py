@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import click
 
-from kvstore.cli.bulk import BATCH_KEYS, Bar, Remembered
+from kvstore.cli.bulk import PAGE_KEYS, Bar, Remembered
 from kvstore.cli.data import key_argument
 from kvstore.cli.formats import FORMATS, Writer, format_of, writer
 from kvstore.cli.output import cluster_options, connect, stderr_console
@@ -102,7 +102,7 @@ def _walk(
 ) -> Iterator[Place]:
     """Write page after page; each place is that behind what was handed to the system."""
     while True:
-        page = client.scan_page(key_argument(prefix), limit=BATCH_KEYS, cursor=place.cursor)
+        page = client.scan_page(key_argument(prefix), limit=PAGE_KEYS, cursor=place.cursor)
         lines = (made.entry(k, e) for k, e in zip(page.keys, page.entries, strict=True))
         target.write(b"".join(lines))
         target.flush()

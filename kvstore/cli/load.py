@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
-from kvstore.cli.bulk import BATCH_KEYS, Bar, Remembered, batches, store_rows
+from kvstore.cli.bulk import Bar, Remembered, batches, store_rows
 from kvstore.cli.formats import FORMATS, BadRow, Row, Shape, format_of, read_rows
 from kvstore.cli.output import ExitStatus, cluster_options, connect, stderr_console
 from kvstore.errors import BadRequest, KVError
@@ -127,7 +127,7 @@ class Job:
         for _ in zip(range(self._done), rows, strict=False):  # settled last time
             pass
         with Bar(self._console, "loading", self._total) as bar:
-            for batch in batches(rows, BATCH_KEYS):
+            for batch in batches(rows):
                 good = [row for row in batch if isinstance(row, Row)]
                 bad = [row for row in batch if isinstance(row, BadRow)]
                 if good:

@@ -182,7 +182,7 @@ class ClientCore:
         Returns:
             Results. What could not be settled is `Unsettled`, what was not done is `Failed`.
         """
-        outcomes: list[Outcome] = [_NOT_TRIED] * len(ops)
+        outcomes: list[Outcome] = [NOT_TRIED] * len(ops)
         reading = type(ops[0]) is Get or type(ops[0]) is Scan if ops else True
         runs = self._first_runs(ops, slots, size_bytes, reading=reading, identity=identity)
         while runs:
@@ -392,7 +392,7 @@ class ClientCore:
         return Unsettled(OperationId(run.client, run.number + offset, seen).to_text(), detail)
 
 
-_NOT_TRIED: Final = Failed(Code.DEADLINE, "time was over before anything was sent")
+NOT_TRIED: Final = Failed(Code.DEADLINE, "time was over before anything was sent")
 
 
 def _refuses(failed: Failed) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from cluster.ballot import Ballot
 from cluster.limits import SLOT_COUNT_DEFAULT
 from cluster.operations import (
-    Absent,
     Code,
     Conflict,
     Deleted,
@@ -19,11 +16,8 @@ from cluster.operations import (
     Failed,
     Get,
     Number,
-    Put,
-    Result,
     Stale,
 )
-from cluster.records import pack_version
 from cluster.slots import slot_of
 from kvstore.client import flows, many
 from kvstore.client.address import parse_url, split_address
@@ -35,7 +29,6 @@ from kvstore.client.exchange import (
     NotSent,
     Pause,
     Reply,
-    Send,
     Step,
     TimedOut,
 )
@@ -47,87 +40,16 @@ from kvstore.errors import (
     DeadlineExceeded,
     OutcomeUnknown,
     Overloaded,
-    PartialFailure,
     Unavailable,
     ValueTooLarge,
     VersionConflict,
     WrongType,
 )
-from kvstore.wire.protocol import Request, Response, RouteNode, RouteQuery, Routes
+from kvstore.wire.protocol import Request, Response, RouteQuery
+from tests.kvstore.client_bench import COMMITTED, NEWER, NODES, REFUSED, UNKNOWN, Bench, Half, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-T = TypeVar("T")
-NODES = ["a:1", "b:1", "c:1"]
-COMMITTED = pack_version(Ballot(1, 7), 5)
-NEWER = pack_version(Ballot(1, 7), 6)
-REFUSED = Failed(Code.UNAVAILABLE, "no quorum")
-UNKNOWN = Failed(Code.UNKNOWN, "primary lost")
-
-
-class Half:
-    def random(self) -> float:
-        return 0.5
-
-
-class Bench:
-    """A core with a table of three nodes, and a clock that moves only in pauses and timeouts."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-        self.core = ClientCore(NODES[:1], now=lambda: self.time, chance=Half())
-        self.core.table.load(table(), self.time)
-        self.sent: list[Send] = []
-        self.pauses: list[float] = []
-
-    def run(self, flow: Flow[T], *script: Any) -> T:
-        """Drive a flow; each script entry is the reply to one request, or results for it."""
-        replies = list(script)
-        try:
-            step: Step = next(flow)
-            while True:
-                if isinstance(step, Pause):
-                    self.pauses.append(step.seconds)
-                    self.time += max(step.seconds, 1e-6)
-                    step = flow.send([])
-                else:
-                    step = flow.send([self.reply(send, step, replies) for send in step.sends])
-        except StopIteration as stop:
-            assert not replies, f"never asked for {replies}"
-            value: T = stop.value
-            return value
-
-    def reply(self, send: Send, step: Exchange, replies: list[Any]) -> Reply:
-        if isinstance(send.frame, RouteQuery):
-            return table(send.frame.id)
-        self.sent.append(send)
-        given = replies.pop(0)
-        if isinstance(given, TimedOut):
-            self.time = step.deadline
-        if isinstance(given, NotSent | Broken | TimedOut):
-            return given
-        results: list[Result] = given if isinstance(given, list) else [given]
-        return Response(send.frame.id, results, {})
-
-    def requests(self) -> list[Request]:
-        return [send.frame for send in self.sent if isinstance(send.frame, Request)]
-
-    def put(self, *script: Any, **options: Any) -> str:
-        return self.run(flows.put(self.core, self.time + 5, "k", 1, **options), *script)
-
-
-def table(frame_id: int = 0, states: tuple[str, ...] = ("alive",) * 3) -> Routes:
-    nodes = [
-        RouteNode(10 + i, f"n{i}", address, "", "", state)
-        for i, (address, state) in enumerate(zip(NODES, states, strict=True))
-    ]
-    primaries = struct.pack(
-        f">{SLOT_COUNT_DEFAULT}H", *(slot % 3 for slot in range(SLOT_COUNT_DEFAULT))
-    )
-    positions = COMMITTED * SLOT_COUNT_DEFAULT
-    return Routes(frame_id, "id", "name", 1, SLOT_COUNT_DEFAULT, nodes, primaries, positions)
-
 
 PRIMARY = NODES[slot_of(b"k") % 3]
 
@@ -280,8 +202,8 @@ def test_a_stale_first_attempt_starts_anew_with_a_new_id(bench: Bench) -> None:
 
 def test_only_the_stale_ones_of_a_batch_start_anew(bench: Bench) -> None:
     keys = {f"{{k}}{n}": n for n in range(4)}
-    flow = many.put_many(bench.core, bench.time + 5, keys)
-    done = Done(NEWER)
+    flow = many.delete_many(bench.core, bench.time + 5, list(keys))
+    done = Deleted(NEWER, True)
     bench.run(flow, [done, Stale(NEWER), done, Stale(NEWER)], Broken("b"), [done, done])
     first, second, third = bench.requests()
     assert [len(request.ops) for request in (first, second, third)] == [4, 2, 2]
@@ -364,85 +286,6 @@ def test_arguments_are_checked_before_anything_is_sent(bench: Bench) -> None:
         with pytest.raises(BadRequest):
             bench.run(flow)
     assert bench.sent == []
-
-
-def test_a_batch_of_keys_is_one_request_a_node(bench: Bench) -> None:
-    keys = [f"key-{i}" for i in range(300)]
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1))
-    step = next(flow)
-    assert isinstance(step, Exchange)
-    assert sorted(send.address for send in step.sends) == NODES
-    ids: set[int] = set()
-    for send in step.sends:
-        assert isinstance(send.frame, Request)
-        for offset, op in enumerate(send.frame.ops):
-            assert isinstance(op, Put)
-            assert NODES[slot_of(op.key) % 3] == send.address
-            ids.add(send.frame.number + offset)
-    assert len(ids) == 300
-    flow.close()
-
-
-def test_only_the_failed_keys_of_a_batch_are_sent_again(bench: Bench) -> None:
-    keys = [key for key in (f"key-{i}" for i in range(60)) if slot_of(key.encode()) % 3 == 0][:5]
-    done = Done(NEWER)
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1))
-    bench.run(flow, [done, REFUSED, REFUSED, done, REFUSED], [done, done], done)
-    whole, pair, single = bench.requests()
-    assert (pair.number, len(pair.ops)) == (whole.number + 1, 2)
-    assert (single.number, len(single.ops)) == (whole.number + 4, 1)
-    assert pair.retry
-    assert pair.ops == whole.ops[1:3]
-
-
-def test_one_slot_without_a_quorum_costs_no_other_key_of_the_same_request(bench: Bench) -> None:
-    keys = [key for key in map(str, range(60)) if slot_of(key.encode()) % 3 == 0]
-    flow = many.get_many(bench.core, bench.time + 20, keys, "linearizable")
-
-    def replies(step: Step) -> list[Reply]:
-        """Those of a node that waits for the slot's quorum as long as it may."""
-        if isinstance(step, Pause):
-            bench.time += step.seconds
-            return []
-        (send,) = [send for send in step.sends if isinstance(send.frame, Request)]
-        assert isinstance(send.frame, Request)
-        at = bench.time + send.frame.timeout_ms / 1_000 + 0.1
-        bench.time = min(at, step.deadline)
-        told: list[Result] = [REFUSED if op == Get(b"2") else Absent() for op in send.frame.ops]
-        answer = Response(send.frame.id, told, {})
-        reply = answer if at <= step.deadline else TimedOut("silent")
-        return [reply if sent is send else table(sent.frame.id) for sent in step.sends]
-
-    def drive() -> None:
-        step = next(flow)
-        while True:
-            step = flow.send(replies(step))
-
-    with pytest.raises(PartialFailure, match="no quorum") as caught:
-        drive()
-    assert list(caught.value.errors) == ["2"]
-
-
-def test_a_partial_failure_names_each_key(bench: Bench) -> None:
-    keys = [key for key in (f"key-{i}" for i in range(60)) if slot_of(key.encode()) % 3 == 0][:3]
-    bad = Failed(Code.TOO_LARGE, "too large")
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, 1))
-    with pytest.raises(PartialFailure) as caught:
-        bench.run(flow, [Done(NEWER), bad, Done(NEWER)])
-    assert list(caught.value.errors) == [keys[1]]
-    assert isinstance(caught.value.errors[keys[1]], ValueTooLarge)
-    deletion = many.delete_many(bench.core, bench.time + 5, keys)
-    with pytest.raises(PartialFailure):
-        bench.run(deletion, [Deleted(NEWER, True), bad, Deleted(NEWER, False)])
-
-
-def test_large_batches_are_cut(bench: Bench) -> None:
-    value = b"x" * 1_000_000
-    keys = [f"{{tag}}{i}" for i in range(20)]
-    flow = many.put_many(bench.core, bench.time + 5, dict.fromkeys(keys, value))
-    done = Done(NEWER)
-    bench.run(flow, [done] * 8, [done] * 8, [done] * 4)
-    assert [len(request.ops) for request in bench.requests()] == [8, 8, 4]
 
 
 def test_answers_name_better_primaries(bench: Bench) -> None:
