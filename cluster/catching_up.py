@@ -2,9 +2,10 @@
 
 A node that returns is behind in every slot of which it is a member: thousands. If all of them were
 told Establish at once, its answers and the content that they ask for would keep both sides from
-everything else for a second. So the slots of a peer stand in a queue, and only so many are under
-way at once; each acknowledgement lets the next one go. A slot that is written to meanwhile does not
-wait for its turn: the peer answers the Accept with a Gap, and is brought on by that.
+everything else for a second. So the slots are gone over in their order, and only so many are under
+way at once; each acknowledgement lets the next one go. A slot in step is one that may be handed
+back. A slot that is written to meanwhile does not wait for its turn: the peer answers the Accept
+with a Gap, and is brought on by that.
 
 Policy, not safety: whatever is lost on the way is found by `cluster.sweep`.
 """
@@ -17,38 +18,53 @@ from cluster.messages import Establish
 from cluster.slot import Primary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from cluster.ballot import NodeId
     from cluster.slot import Context, Slot
 
-UNDER_WAY_MAX = 128
-"""Slots of one peer at once: a few milliseconds of work on each side."""
+UNDER_WAY_MAX = 64
+"""Slots of one peer at once, told a half at a time: a millisecond or two of work on each side."""
+
+LOOKS_MAX = 2_048
+"""Slots that are gone over at once: a millisecond where the peer is behind in none of them."""
 
 ANSWER_TIMEOUT_MS = 1_000
 """A slot without an answer for so long makes room for the next."""
 
 
 class CatchingUp:
-    """The queues of one node's peers."""
+    """Of one node's peers.
 
-    def __init__(self, slots: Sequence[Slot | None], ctx: Context) -> None:
+    Args:
+        slots: By number, None where nothing is held.
+        ctx: Of the node; its ``brought`` are those that are being brought on.
+        in_step: Told each slot that a peer is in step with.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot | None], ctx: Context, in_step: Callable[[Slot], None]
+    ) -> None:
         self._slots = slots
         self._ctx = ctx
-        self._waiting: dict[NodeId, dict[int, None]] = {}
+        self._in_step = in_step
+        self._next: dict[NodeId, int] = {}
+        """Peer -> the slot that is looked at next."""
         self.under_way: dict[NodeId, dict[int, int]] = {}
         """Peer -> slot -> since when it was told, in ms."""
 
-    def begin(self, peer: NodeId, numbers: Iterable[int]) -> None:
-        """These slots, led by this node, are to be brought to the peer."""
-        self._waiting[peer] = dict.fromkeys(numbers)
+    def begin(self, peer: NodeId) -> None:
+        """The slots that this node leads are to be brought to the peer."""
+        self._next[peer] = 0
         self.under_way[peer] = {}
+        self._ctx.brought.add(peer)
         self._proceed(peer)
 
     def end(self, peer: NodeId) -> None:
-        """The peer is gone."""
-        self._waiting.pop(peer, None)
+        """The peer is gone, or has everything."""
+        self._next.pop(peer, None)
         self.under_way.pop(peer, None)
+        self._ctx.brought.discard(peer)
 
     def acked(self, peer: NodeId, slot: Slot, primary: Primary) -> None:
         """The peer acknowledged something of a slot: if it is in step, the next one may go."""
@@ -56,6 +72,7 @@ class CatchingUp:
         if told is None or slot.number not in told or not is_in_step(primary, peer):
             return
         del told[slot.number]
+        self._in_step(slot)
         if len(told) <= UNDER_WAY_MAX // 2:  # a half at a time: one frame, not one for each slot
             self._proceed(peer)
 
@@ -68,15 +85,20 @@ class CatchingUp:
             self._proceed(peer)
 
     def _proceed(self, peer: NodeId) -> None:
-        waiting, told = self._waiting[peer], self.under_way[peer]
-        while waiting and len(told) < UNDER_WAY_MAX:
-            number = next(iter(waiting))
-            del waiting[number]
-            slot = self._slots[number]
-            assert slot is not None
-            if isinstance(slot.role, Primary) and tell(slot, slot.role, peer, self._ctx):
-                told[number] = self._ctx.now_ms
-        if not waiting and not told:
+        slots, told, at = self._slots, self.under_way[peer], self._next[peer]
+        end = min(at + LOOKS_MAX, len(slots))
+        while at < end and len(told) < UNDER_WAY_MAX:
+            slot = slots[at]
+            at += 1
+            if slot is None or not isinstance(slot.role, Primary) or peer not in slot.role.peers:
+                continue
+            slot.role.bringing.pop(peer, None)
+            if tell(slot, slot.role, peer, self._ctx):
+                told[slot.number] = self._ctx.now_ms
+            else:
+                self._in_step(slot)
+        self._next[peer] = at
+        if at == len(slots) and not told:
             self.end(peer)
 
 

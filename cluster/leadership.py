@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cluster.catching_up import CatchingUp, is_in_step, tell
 from cluster.messages import HandOver, Prepare, Refuse, Retiring
+from cluster.records import unpack_ballot
 from cluster.replica import step_down
 from cluster.slot import Call, Candidate, Primary
 from cluster.sweep import Sweep
@@ -46,12 +47,12 @@ CANDIDATES_BESIDE_WANTED_MAX = 64
 WANTED_MS = 200
 """Slots that were wanted so lately say that more of them will be."""
 
-HANDOVER_SLOTS_MAX = 128
-"""Slots handed over at once, in one tick: their requests are held for three round trips with an
-fsync each, and between two ticks there is time for everything else."""
+HANDOVER_SLOTS_MAX = 32
+"""Slots handed over at once: their requests are held for three round trips with an fsync each, in
+which there is little else to do on either side. The next ones follow as soon as half are done."""
 
-RETURNING_LOOKS_MAX = 1_024
-"""Slots to hand over that one tick looks at; those that are not in step yet are looked at again."""
+RETURNING_LOOKS_MAX = 256
+"""Slots to hand over that are looked at, at once; whichever is not in step has its turn again."""
 
 HANDOVER_TIMEOUT_MS = 1_000
 """A handover that the other side did not take up is called off after this."""
@@ -86,7 +87,7 @@ class Leadership:
         """Slots that this node leads and somebody else should."""
         self.handing: dict[int, int] = {}
         """Slots in a handover -> since when."""
-        self.catching_up = CatchingUp(slots, ctx)
+        self.catching_up = CatchingUp(slots, ctx, self._in_step)
         self._sweep = Sweep(slots, ctx, self)
         self._took_ms: dict[NodeId, int] = {}
         """Peer -> when it last took over an orphan."""
@@ -141,10 +142,16 @@ class Leadership:
         """A peer leads slots that were orphans."""
         self._took_ms[node] = self._ctx.now_ms
 
-    def led(self, number: int) -> None:
-        """A leader is known again."""
+    def led(self, number: int, ballot: bytes = b"") -> None:
+        """A leader is known again, by its word in this ballot (`cluster.records.pack_ballot`).
+
+        Who was frozen or cut off learns so, of all slots at once, that others lead what it led.
+        """
         self.orphans.pop(number, None)
         slot = self._slots[number]
+        if slot is not None and isinstance(slot.role, Primary) and ballot > slot.role.ballot_bytes:
+            slot.round_seen = max(slot.round_seen, unpack_ballot(ballot).round)
+            step_down(slot, self._ctx)  # R4: it is a higher promise
         if slot is not None and isinstance(slot.role, Candidate) and slot.role.asking:
             slot.role = None  # nothing was changed anywhere by it
         if (
@@ -159,7 +166,9 @@ class Leadership:
         self.start_candidacies()
         for number in [n for n in self.candidates if self._is_settled(n)]:
             self.candidates.discard(number)
-        if self.returning or self.handing:
+        if self.handing:
+            self._call_off_late()
+        if self.returning:
             self._hand_over()
         if self.catching_up.under_way:
             self.catching_up.tick()
@@ -226,25 +235,22 @@ class Leadership:
 
     def peer_up(self, node: NodeId) -> None:
         """A peer can be reached: bring it to what this node leads, and let it lead its own."""
-        behind: list[int] = []
-        known: dict[int, tuple[bool, bool]] = {}  # by config: thousands of slots share a few
-        for slot in self._slots:
-            if slot is None or slot.role is None:
-                continue
-            key = id(slot.config)
-            if key not in known:
-                known[key] = node in slot.config.everyone, self._has_better(slot)
-            concerned, has_better = known[key]
-            if not concerned:
-                continue
-            if isinstance(slot.role, Primary):
-                slot.role.bringing.pop(node, None)
-                behind.append(slot.number)
-                if has_better and slot.role.serving:
-                    self.returning[slot.number] = None
-            elif slot.role.asking:
+        for number in self.candidates:
+            slot = self._slots[number]
+            assert slot is not None
+            if (
+                isinstance(slot.role, Candidate)
+                and slot.role.asking
+                and node in slot.config.everyone
+            ):
                 slot.role.since_ms = 0  # ask again, now that one more can answer
-        self.catching_up.begin(node, behind)
+        self.catching_up.begin(node)
+
+    def _in_step(self, slot: Slot) -> None:
+        """A peer has caught up with a slot that this node leads."""
+        assert isinstance(slot.role, Primary)
+        if slot.role.serving:
+            self.consider_return(slot)
 
     def consider_return(self, slot: Slot) -> None:
         """Note the slot if somebody who is preferred over this node could lead it (R10, R14)."""
@@ -295,7 +301,7 @@ class Leadership:
         """Whether nothing is left that this node leads and another could."""
         return not (self.returning or self.handing)
 
-    def _hand_over(self) -> None:
+    def _call_off_late(self) -> None:
         ctx = self._ctx
         for number, since_ms in list(self.handing.items()):
             slot = self._slots[number]
@@ -305,6 +311,16 @@ class Leadership:
             elif ctx.now_ms - since_ms > HANDOVER_TIMEOUT_MS:
                 del self.handing[number]
                 self._call_off(slot, slot.role)
+
+    def handed_over(self, number: int) -> None:
+        """Another node has taken this slot: the next ones may go."""
+        ended = self.handing.pop(number, None) is not None
+        if ended and len(self.handing) <= HANDOVER_SLOTS_MAX // 2:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Begin with as many slots as there is room for, of those whose successor is in step."""
+        ctx = self._ctx
         for number in list(islice(self.returning, RETURNING_LOOKS_MAX)):
             if len(self.handing) >= HANDOVER_SLOTS_MAX:
                 return

@@ -67,6 +67,11 @@ def pack_ballot(ballot: Ballot) -> bytes:
     return _BALLOT.pack(ballot.round, ballot.node)
 
 
+def unpack_ballot(packed: bytes) -> Ballot:
+    """The inverse of `pack_ballot`."""
+    return Ballot(*_BALLOT.unpack(packed))
+
+
 def unpack_version(version: bytes) -> Position:
     """The inverse of `pack_version`.
 

@@ -61,6 +61,7 @@ class Context:
     """What a handler is given of its node: identity, storage, outputs, and the tick's time."""
 
     __slots__ = (
+        "brought",
         "damaged",
         "full",
         "leader_of",
@@ -89,6 +90,8 @@ class Context:
         """Whom this node can talk to now, itself included: a matter of routing, never of safety."""
         self.retiring: set[NodeId] = set()
         """Who is about to stop and is to lead nothing any more, maybe this node."""
+        self.brought: set[NodeId] = set()
+        """Peers that came back and are told of one slot after another (`cluster.catching_up`)."""
         self.told: set[NodeId] = {me}
         """Who has told this node all that it leads, and goes on telling what changes."""
         self.throttle = Throttle(None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cluster.ballot import Position
 from cluster.dispatch import dispatch
 from cluster.evaluate import live_record
 from cluster.expiry import Expiry
@@ -274,7 +273,7 @@ class SlotTable:
         primary = slot.role
         if not isinstance(primary, Primary):
             self.leadership.orphan((number,))
-            self.leadership.handing.pop(number, None)
+            self.leadership.handed_over(number)
             return
         self._ctx.leader_of.pop(number, None)
         self.leadership.led(number)
@@ -313,15 +312,22 @@ class SlotTable:
         orphans.clear()  # ranks have changed
         self.leadership.orphan([*lost, *waiting])
 
-    def peer_leads(self, node: NodeId, slots: Iterable[int], *, complete: bool = False) -> None:
-        """A peer says that it serves these slots; complete: and no others."""
+    def peer_leads(
+        self,
+        node: NodeId,
+        slots: Iterable[int],
+        *,
+        complete: bool = False,
+        ballot_of: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """A peer says that it serves these slots, in these ballots; complete: and no others."""
         if complete:
             self._ctx.told.add(node)
         leader_of, leadership = self._ctx.leader_of, self.leadership
         orphans = len(leadership.orphans)
         for number in slots:
             leader_of[number] = node
-            leadership.led(number)
+            leadership.led(number, b"" if ballot_of is None else ballot_of(number))
         if len(leadership.orphans) < orphans:
             leadership.took_over(node)
 
@@ -372,16 +378,17 @@ class SlotTable:
             return self._ctx.me
         return self.leadership.successor(slot)
 
-    def led(self) -> Iterator[tuple[int, Position]]:
-        """Slots that this node serves, each with its newest committed position."""
+    def led(self) -> Iterator[tuple[int, bytes]]:
+        """Slots that this node serves, each with its newest committed position, packed."""
         return self.led_of(range(self.slot_count))
 
-    def led_of(self, numbers: Iterable[int]) -> Iterator[tuple[int, Position]]:
-        """Those of these slots that this node serves, each with its newest committed position."""
+    def led_of(self, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Those of these slots that this node serves, with `cluster.records.pack_version`'s."""
+        slots = self.slots
         for number in numbers:
-            slot = self.slots[number]
-            if slot is not None and isinstance(slot.role, Primary) and slot.role.serving:
-                yield number, Position(slot.established, slot.role.committed)
+            slot = slots[number]
+            if slot is not None and type(p := slot.role) is Primary and p.serving:
+                yield number, p.ballot_bytes + p.committed.to_bytes(8, "big")
 
     def check(self) -> None:
         """Assert the invariants of every slot; for tests and the simulator."""

@@ -79,9 +79,8 @@ def on_ask(slot: Slot, sender: NodeId, message: Ask, ctx: Context) -> None:
         led = led or ctx.now_ms - copy.taken_ms <= BRING_AGAIN_MS
     if led:
         ctx.unanswered[slot.number] = (sender, message)
-        if isinstance(
-            slot.role, Primary
-        ):  # the sender may know of a higher ballot: then it refuses
+        # The sender may know of a higher ballot: then it refuses. One that came back has its turn.
+        if isinstance(slot.role, Primary) and sender not in ctx.brought:
             again = Establish(slot.number, slot.role.ballot, slot.role.base, slot.sequence)
             ctx.out.send[sender].append(again)
     elif slot.holds_state and sender in slot.config.everyone:  # who has left cannot win

@@ -51,7 +51,7 @@ CHUNK_ROWS_MIN = 4
 
 def touched_keys(slot: Slot, above: int, ctx: Context) -> list[bytes]:
     """Keys of the key log's entries above a sequence, each once."""
-    entries = ctx.store.log_entries(slot.prefix, above)
+    entries = ctx.store.log_entries(slot.prefix, above) if above < slot.sequence else []
     return list(dict.fromkeys(key for _, raw in entries for key in decode_entry(raw).keys))
 
 
@@ -67,7 +67,7 @@ def content_for(
     """
     if common is None:
         return None
-    entries = ctx.store.log_entries(slot.prefix, common)
+    entries = ctx.store.log_entries(slot.prefix, common) if common < slot.sequence else []
     mine = (key for _, raw in entries for key in decode_entry(raw).keys)
     changes: list[Change] = []
     size = sum(len(raw) for _, raw in entries)

@@ -8,7 +8,7 @@
     │   └── WrongType         ... because the stored value is of another type (increment of a text)
     ├── AuthError             not allowed: mend the credentials
     ├── VersionConflict       the condition was not met: read again, decide again
-    ├── Unavailable           nothing was written: try again
+    ├── Unavailable           nothing was done, so nothing written: try again
     │   ├── Overloaded        ... after `retry_after` seconds
     │   └── DeadlineExceeded  ... with more time
     ├── OutcomeUnknown        may or may not have happened: a retry with `operation_id` settles it
@@ -80,7 +80,7 @@ class VersionConflict(KVError):
 
 
 class Unavailable(KVError):
-    """The cluster could not serve the call now. Nothing was written; it is safe to try again."""
+    """The cluster could not serve the call now. Nothing was done; it is safe to try again."""
 
 
 class Overloaded(Unavailable):

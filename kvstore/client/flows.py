@@ -222,7 +222,7 @@ def _read(core: ClientCore, deadline: float, key: Key, consistency: str) -> Flow
         return outcome.record
     if type(outcome) is Absent:
         return None
-    refuse(outcome, f"get of {shown(key)}")
+    refuse(outcome, f"get of {shown(key)}", reads=True)
 
 
 def _one(

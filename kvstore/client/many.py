@@ -89,7 +89,7 @@ def get_many(
             except KVError as error:
                 errors[key] = error
         elif type(outcome) is not Absent:
-            errors[key] = error_of(outcome, f"get of {shown(key)}")
+            errors[key] = error_of(outcome, f"get of {shown(key)}", reads=True)
     if errors:
         raise _partial("get", len(ops), errors)
     return values

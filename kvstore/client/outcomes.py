@@ -35,6 +35,7 @@ Key = str | bytes
 
 _PLAIN_HEAD: Final = bytes((RECORD_FORMAT, 0))
 _PLAIN_VALUE_AT: Final = 6 + VERSION_BYTES
+_UNTOUCHED: Final = "nothing was written"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -105,8 +106,11 @@ def shown(key: Key) -> str:
     return repr(key) if len(key) <= 80 else f"{key[:60]!r}... ({len(key):,} long)"
 
 
-def error_of(outcome: Outcome, what: str) -> KVError:
-    """The error for an outcome that is no success; `what` says what was tried on which key."""
+def error_of(outcome: Outcome, what: str, *, reads: bool = False) -> KVError:
+    """The error for an outcome that is no success; `what` says what was tried on which key.
+
+    Of what only reads nobody needs to hear that nothing was written.
+    """
     match outcome:
         case Unsettled(operation_id, detail):
             return OutcomeUnknown(
@@ -117,16 +121,17 @@ def error_of(outcome: Outcome, what: str) -> KVError:
         case Conflict(current):
             return _conflict(what, current)
         case Failed(code, detail, retry_after_ms):
-            return _failure(code, f"{what}: {detail}", retry_after_ms)
+            left = "" if reads or _UNTOUCHED in detail else f"; {_UNTOUCHED}"
+            return _failure(code, f"{what}: {detail}", left, retry_after_ms)
         case Absent():
             return _conflict(what, b"")
         case _:
             return KVError(f"{what}: answered with {type(outcome).__name__}, which is no answer")
 
 
-def refuse(outcome: Outcome, what: str) -> NoReturn:
+def refuse(outcome: Outcome, what: str, *, reads: bool = False) -> NoReturn:
     """Raise `error_of`."""
-    raise error_of(outcome, what)
+    raise error_of(outcome, what, reads=reads)
 
 
 def _conflict(what: str, current: bytes) -> VersionConflict:
@@ -135,7 +140,8 @@ def _conflict(what: str, current: bytes) -> VersionConflict:
     return VersionConflict(f"{what}: the condition is not met, {state}; nothing written", version)
 
 
-def _failure(code: Code, message: str, retry_after_ms: int) -> KVError:
+def _failure(code: Code, message: str, left: str, retry_after_ms: int) -> KVError:
+    """``left`` says what a write has left behind."""
     match code:
         case Code.BAD_REQUEST:
             return BadRequest(message)
@@ -147,8 +153,8 @@ def _failure(code: Code, message: str, retry_after_ms: int) -> KVError:
             return CorruptValue(message)
         case Code.OVERLOADED:
             again = retry_after_ms / 1_000
-            return Overloaded(f"{message}; try again in {again:g} s", again)
+            return Overloaded(f"{message}{left}; try again in {again:g} s", again)
         case Code.DEADLINE:
-            return DeadlineExceeded(f"{message}; nothing was written, try with more time")
+            return DeadlineExceeded(f"{message}{left}; try with more time")
         case Code.UNAVAILABLE | Code.UNKNOWN:
-            return Unavailable(f"{message}; nothing was written, try again")
+            return Unavailable(f"{message}{left}; try again")

@@ -128,7 +128,7 @@ class Walk:
         taken = 0
         for slot, page in zip(slots, outcomes, strict=True):
             if type(page) is not Page:
-                refuse(page, f"scan of {shown(self._prefix)} in slot {slot}")
+                refuse(page, f"scan of {shown(self._prefix)} in slot {slot}", reads=True)
             found, fits = page.keys, room - taken
             keys += found[:fits]
             records += page.records[:fits]

@@ -10,23 +10,21 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from cluster.records import BALLOT_BYTES, VERSION_BYTES, pack_version
+from cluster.records import BALLOT_BYTES, VERSION_BYTES
 from kvstore.wire.protocol import Leads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cluster.ballot import NodeId, Position
+    from cluster.ballot import NodeId
 
 
-def pack_leads(
-    slots: Iterable[tuple[int, Position]], lost: Iterable[int], *, complete: bool
-) -> Leads:
-    """What this node leads, for another node."""
+def pack_leads(slots: Iterable[tuple[int, bytes]], lost: Iterable[int], *, complete: bool) -> Leads:
+    """What this node leads, each with its packed position, for another node."""
     numbers, positions = bytearray(), bytearray()
     for number, position in slots:
         numbers += number.to_bytes(2, "big")
-        positions += pack_version(position.established, position.sequence)
+        positions += position
     gone = b"".join(number.to_bytes(2, "big") for number in lost)
     return Leads(complete, bytes(numbers), bytes(positions), gone)
 
@@ -87,6 +85,11 @@ class Directory:
             self.positions[begin : begin + VERSION_BYTES] = position
             led.append(number)
         return led, lost
+
+    def ballot_of(self, slot: int) -> bytes:
+        """In which ballot its leader leads it (`cluster.records.pack_ballot`)."""
+        begin = slot * VERSION_BYTES
+        return bytes(self.positions[begin : begin + BALLOT_BYTES])
 
     def led_by(self, node: NodeId) -> list[int]:
         """The slots that this node has said it leads."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from kvstore.storage.engine import Batch
     from kvstore.storage.tick_store import TickStore
     from kvstore.wire.protocol import Request, Response
+
+
+SLEPT_MS: Final = 1_000
+"""A node whose loop did not run for so long was frozen, and is dead to the others: gossip takes
+less. The timer of the core would have come twenty times."""
 
 
 class Commit(Protocol):
@@ -65,12 +70,16 @@ class CoreLoop:
         self._loop = asyncio.get_running_loop()
         self._timed = False
         """Whether this tick has begun: the core has been told the time."""
+        self._began_ms = clock.now_ms()
+        """When the newest tick began."""
         self._scheduled = False
         self._closed = False
         self.peers: Peers | None = None
         self.router: Router | None = None
         self.watching: Watching | None = None
         self.health: Health | None = None
+        self.on_slept: Callable[[int], None] = lambda _: None
+        """Told for how many milliseconds the loop did not run, before anything else is taken."""
         self.ticks_total = 0
 
     def wake(self) -> None:
@@ -96,7 +105,10 @@ class CoreLoop:
     def _begin(self) -> None:
         if not self._timed:
             self._timed = True
-            self._table.set_time(self._clock.now_ms(), self._clock.unix_ms())
+            before_ms, self._began_ms = self._began_ms, self._clock.now_ms()
+            self._table.set_time(self._began_ms, self._clock.unix_ms())
+            if self._began_ms - before_ms > SLEPT_MS:
+                self.on_slept(self._began_ms - before_ms)
 
     def _settle(self) -> None:
         """End the tick now if nothing else is under way, or with what else arrives."""

@@ -141,7 +141,8 @@ class Neighbours:
         if reached:
             node.table.peer_up(other)
             # What it told last still holds: it does not tell again over its own link if that held.
-            node.table.peer_leads(other, node.directory.led_by(other))
+            told = node.directory.led_by(other)
+            node.table.peer_leads(other, told, ballot_of=node.directory.ballot_of)
         else:
             node.table.peer_down(other)
             node.router.peer_lost(other)  # a frozen node's connections do not break
@@ -174,7 +175,8 @@ class Neighbours:
             return
         node.core.wake()
         node.table.peer_leads_no_more(sender, lost)
-        node.table.peer_leads(sender, led, complete=leads.complete)
+        ballot_of = node.directory.ballot_of
+        node.table.peer_leads(sender, led, complete=leads.complete, ballot_of=ballot_of)
         node.router.leads_changed(led)
         self.leads_moved.set()
 

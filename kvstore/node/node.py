@@ -201,6 +201,7 @@ class Node:
         self.core.peers, self.core.router = self.peers, self.router
         self.core.watching = self.watching
         self.core.health = self.health
+        self.core.on_slept = self._slept
         self.health.begin(self.table)
         self.core.wake()
         swim = Swim(self.id, SwimSettings(), self._rng, now_ms())
@@ -229,6 +230,16 @@ class Node:
             self._retired.set()
         self._tick_due = self._loop.time() + TICK_INTERVAL_S
         self._timer = self._loop.call_at(self._tick_due, self._tick)
+
+    def _slept(self, slept_ms: int) -> None:
+        """Thousands of frames wait that were sent to a node that is dead by now.
+
+        To take them one by one held everybody up for a second. What they say is told anew over new
+        links, of all slots in bounded numbers, as to a node that restarts (R11, R12).
+        """
+        broken = self.server.break_links()
+        if broken:
+            log.warning("this node was frozen", ms=slept_ms, links_broken=broken)
 
     async def retire(self) -> None:
         """Before a stop: hand all slots over, serving meanwhile, so that nobody notices (R10)."""

@@ -22,13 +22,13 @@ from array import array
 from typing import TYPE_CHECKING, Final
 
 from cluster.limits import KEY_LOG_ENTRIES_MAX
-from cluster.records import BALLOT_BYTES, VERSION_BYTES, pack_version
+from cluster.records import BALLOT_BYTES, VERSION_BYTES
 from kvstore.wire.protocol import RouteNode, Routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from cluster.ballot import NodeId, Position
+    from cluster.ballot import NodeId
     from cluster.topology import Topology
     from kvstore.node.directory import Directory
 
@@ -55,7 +55,7 @@ class RouteTable:
     Args:
         me: The node.
         directory: What the others lead, and what was told of late.
-        led_of: Those of these slots that this node leads, with their newest committed positions.
+        led_of: Those of these slots that this node leads, with packed committed positions.
         source: A number that no other process has.
     """
 
@@ -63,7 +63,7 @@ class RouteTable:
         self,
         me: NodeId,
         directory: Directory,
-        led_of: Callable[[Iterable[int]], Iterable[tuple[int, Position]]],
+        led_of: Callable[[Iterable[int]], Iterable[tuple[int, bytes]]],
         source: int,
     ) -> None:
         self._me = me
@@ -145,7 +145,7 @@ class RouteTable:
         part = range(self._walk_at, min(self._walk_at + WALK_SLOTS, count))
         for number, position in self._led_of(part):
             told = self._positions[number * VERSION_BYTES : (number + 1) * VERSION_BYTES]
-            if position.sequence - int.from_bytes(told[BALLOT_BYTES:], "big") >= POSITIONS_BEHIND:
+            if _is_news(position, told):
                 self._unseen.add(number)
         self._walk_at = part.stop if part.stop < count else 0
 
@@ -172,11 +172,9 @@ class RouteTable:
             if number >= count:
                 continue  # the system slot is no business of clients
             begin, end = number * VERSION_BYTES, (number + 1) * VERSION_BYTES
-            mine = led.get(number)
-            if mine is not None:
-                leader: NodeId | None = me
-                packed = pack_version(mine.established, mine.sequence)
-            else:
+            packed = led.get(number, b"")
+            leader: NodeId | None = me
+            if not packed:
                 leader = directory.leaders[number]
                 packed = bytes(directory.positions[begin:end])
             if leader not in usable:

@@ -268,6 +268,14 @@ class Server:
             if hello.role != "client":
                 self._host.heard_from(hello.node)
 
+    def break_links(self) -> int:
+        """End the data links of other nodes to this one, with all that is unread; how many."""
+        known = ((c, c.peer) for c in self._connections)
+        links = [c for c, peer in known if isinstance(peer, Hello) and peer.role == "node"]
+        for link in links:
+            link.abort("what it was sent meanwhile is old")
+        return len(links)
+
     # -- frames ------------------------------------------------------------------------------
 
     def _on_frame(self, connection: Connection, frame: Frame) -> None:

@@ -24,6 +24,9 @@ DROP_BYTES_MAX = 262_144
 DROP_ROWS_MIN = 4
 """Looked at first, and eight times as many with each further step."""
 
+LOG_FEW = 4
+"""Entries of a key log that are read one by one."""
+
 _MISSING = object()
 
 _RECORDS: Final = Table.RECORDS
@@ -78,12 +81,32 @@ class TickStore:
         self._batch.put(_LOG, prefix + sequence.to_bytes(8, "big"), entry)
 
     def log_entries(self, prefix: bytes, above: int) -> list[tuple[int, bytes]]:
-        """Entries above a sequence, in order."""
+        """Entries above a sequence, in order.
+
+        A few are read one by one: a log has no holes, and an iterator costs as much as several of
+        them, where many were deleted before it ten times as much.
+        """
         self.flush()
+        few = self._few_entries(prefix, above)
+        if few is not None:
+            return few
         begin = prefix + (above + 1).to_bytes(8, "big")
         end = keyspace.prefix_end(prefix)
         rows = self._scan(Table.LOG, begin, end, _LOG_ROWS_MAX)
         return [(int.from_bytes(key[-8:], "big"), entry) for key, entry in rows]
+
+    def _few_entries(self, prefix: bytes, above: int) -> list[tuple[int, bytes]] | None:
+        """All of them; None if there are many, or none at once: the log may begin later."""
+        found: list[tuple[int, bytes]] = []
+        for sequence in range(above + 1, above + 2 + LOG_FEW):
+            try:
+                entry = self._engine.get(_LOG, prefix + sequence.to_bytes(8, "big"))
+            except EngineCorruption as error:
+                raise Damage(str(error)) from error
+            if entry is None:
+                return found or None
+            found.append((sequence, entry))
+        return None
 
     def _scan(
         self, table: Table, begin: bytes, end: bytes, limit: int

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster import leadership
+from cluster import catching_up, leadership
+from cluster.ballot import Ballot
 from cluster.catching_up import UNDER_WAY_MAX
 from cluster.leadership import CANDIDATES_BESIDE_WANTED_MAX, HANDOVER_SLOTS_MAX
 from cluster.messages import Ask, Establish, HandOver, Prepare, Retiring, Willing
 from cluster.operations import Done
-from cluster.slot import Candidate
+from cluster.records import pack_ballot
+from cluster.slot import Candidate, Primary
+from cluster.takeover import next_ballot
 from tests.cluster.core_harness import MEMBERS, SLOT, Cluster
 
 if TYPE_CHECKING:
@@ -170,6 +173,37 @@ def test_a_peer_that_returns_is_brought_a_few_slots_at_a_time() -> None:
     assert not c.nodes[1].table.leadership.catching_up.under_way
 
 
+def test_a_peer_that_is_being_brought_on_does_not_hurry_it_by_asking() -> None:
+    """It was answered with hundreds of Establish beside those whose turn it was."""
+    c = back_after_missing_a_write_to_each_slot()
+    before = len(c.sent(1, 3, Establish))
+    for number in range(MANY):
+        c.inject(3, 1, Ask(number, Ballot(9, 3)))
+    assert len(c.sent(1, 3, Establish)) == before == UNDER_WAY_MAX
+
+
+def test_a_peer_that_missed_nothing_is_gone_over_in_bounded_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catching_up, "LOOKS_MAX", MANY // 4)
+    c = many()
+    c.depose(1)
+    c.pass_time(100, nodes=(2, 3))
+    c.settle()
+    for number in range(MANY):  # all of it got there: only the link was away
+        primary = c.nodes[2].table.slots[number].role  # type: ignore[union-attr]
+        assert isinstance(primary, Primary)
+        primary.durable[3] = primary.committed
+    steps = 0
+    c.nodes[2].table.peer_down(3)
+    c.nodes[2].table.peer_up(3)
+    while 3 in c.nodes[2].table.leadership.catching_up.under_way:
+        assert not c.sent(2, 3, Establish)
+        c.pass_time(50, nodes=(2,))
+        steps += 1
+    assert steps >= 3
+
+
 # -- handing over ------------------------------------------------------------------------------
 
 
@@ -187,6 +221,40 @@ def test_slots_are_handed_back_in_bounded_numbers() -> None:
         c.settle()
     assert led(c, 1) == MANY
     assert 0 < most <= HANDOVER_SLOTS_MAX
+
+
+def test_the_next_slots_are_handed_over_as_soon_as_half_are_done_and_not_by_the_clock() -> None:
+    c = many()
+    c.depose(1)
+    c.pass_time(100, nodes=(2, 3))
+    c.settle()
+    c.reconnect(1)
+    c.settle()
+    c.pass_time(50)
+    c.settle()
+    assert led(c, 1) == MANY
+
+
+def test_a_node_that_was_cut_off_learns_of_all_slots_at_once_that_others_lead_them() -> None:
+    """... instead of from a refusal of each: it told its peers of thousands of old ballots."""
+    c = many()
+    c.depose(1)
+    c.pass_time(100, nodes=(2, 3))
+    c.settle()
+    assert led(c, 1) == led(c, 2) == MANY
+    asked = c.put(1, b"k", 1)
+    ballot = pack_ballot(c.primary(2).ballot)
+    c.nodes[1].table.peer_leads(2, range(MANY), ballot_of=lambda _: pack_ballot(Ballot(1, 1)))
+    assert led(c, 1) == MANY, "an older word"
+    c.nodes[1].table.peer_leads(2, range(MANY), ballot_of=lambda _: ballot)
+    c.nodes[1].end_tick()
+    assert led(c, 1) == 0
+    assert asked.moved == [True]
+    assert not c.nodes[1].table.leadership.orphans
+    assert next_ballot(c.slot(1), c.nodes[1].table._ctx).round > c.primary(2).ballot.round
+    c.reconnect(1)
+    c.calm_down()
+    assert led(c, 1) == MANY
 
 
 def test_a_handover_is_taken_by_one_who_was_only_asking() -> None:

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from cluster.ballot import Ballot, Position
+from cluster.ballot import Ballot
+from cluster.records import pack_version
 from kvstore.node.directory import Directory, pack_leads
 from kvstore.wire.protocol import Leads
 
@@ -14,7 +15,7 @@ N1, N2, N3 = 1, 2, 3
 
 
 def leads(node: int, round_: int, *slots: int) -> Leads:
-    position = Position(Ballot(round_, node), 7)
+    position = pack_version(Ballot(round_, node), 7)
     return pack_leads([(slot, position) for slot in slots], (), complete=False)
 
 
@@ -49,7 +50,7 @@ def test_a_complete_summary_ends_what_it_does_not_name() -> None:
     directory = Directory(4)
     directory.take(N1, leads(N1, 1, 0, 1, 2))
     directory.take(N3, leads(N3, 2, 1))
-    position = Position(Ballot(3, N1), 0)
+    position = pack_version(Ballot(3, N1), 0)
     assert directory.take(N1, pack_leads([(2, position)], (), complete=True)) == ([2], [0])
     assert directory.leaders == [None, N3, N1, None]
     assert directory.led_by(N1) == [2]

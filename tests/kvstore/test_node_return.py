@@ -9,13 +9,16 @@ import pytest
 
 from cluster.operations import Code, Done, Failed
 from kvstore.client.routing import NOBODY, REFRESH_WRONG_HINTS, RoutingTable
-from kvstore.node import peers
-from kvstore.wire.protocol import RouteNode, Routes
+from kvstore.node import loop, peers
+from kvstore.wire.protocol import Hello, RouteNode, Routes
 from tests.kvstore.cluster_harness import running_cluster, until
 from tests.kvstore.node_harness import HOST, reserved_port
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from kvstore.node.connection import Connection
+    from kvstore.node.node import Node
 
 
 async def test_who_connects_before_the_slots_are_read_is_refused(tmp_path: Path) -> None:
@@ -45,6 +48,38 @@ async def test_a_peer_that_says_hello_is_dialled_at_once(
         await other.start()
         await until(lambda: one.node.peers.is_up(other.node.id), "n1 is linked to n2 again")
         await until(lambda: one.node.peers.sent_bytes > before, "n1 tells n2 what it leads")
+
+
+def data_links(node: Node) -> set[Connection]:
+    """Of the others to this node."""
+    return {
+        connection
+        for connection in node.server._connections
+        if isinstance(connection.peer, Hello) and connection.peer.role == "node"
+    }
+
+
+async def test_a_node_that_was_frozen_takes_nothing_that_was_sent_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It worked all of it off, a second and more, while the others handed it slots."""
+    async with running_cluster(tmp_path, "", "", "") as cluster:
+        one = cluster.sites[0].node
+        await until(lambda: len(data_links(one)) == 2, "both others are linked to n1")
+        before, now_ms, passed_ms = data_links(one), one.clock.now_ms, 0
+        monkeypatch.setattr(one.clock, "now_ms", lambda: now_ms() + passed_ms)
+        monkeypatch.setattr(loop, "SLEPT_MS", 30_000)  # however slow the machine is
+        passed_ms = 29_000
+        ticks = one.core.ticks_total
+        await until(lambda: one.core.ticks_total > ticks + 1, "n1 has ticked")
+        assert data_links(one) == before
+        passed_ms = 60_000
+        await until(lambda: not before & data_links(one), "the old links are broken")
+        await until(lambda: len(data_links(one)) == 2, "the others are linked to n1 again")
+        await until(
+            lambda: all(sum(1 for _ in site.node.table.led()) >= 3 for site in cluster.sites),
+            "every node leads its slots",
+        )
 
 
 def test_a_node_that_carried_a_write_out_is_known_to_lead() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.ballot import Ballot, Position
-from cluster.records import unpack_version
+from cluster.records import pack_version, unpack_version
 from cluster.topology import Node, Topology, found_topology
 from kvstore.client.routing import RoutingTable
 from kvstore.node.directory import Directory, pack_leads
@@ -50,11 +50,11 @@ class Site:
         self.led = {n: p for n, p in self.led.items() if n not in slots}
         if node == ME:
             self.led |= dict.fromkeys(slots, position)
-        led = [(slot, position) for slot in slots]
+        led = [(slot, pack_version(*position)) for slot in slots]
         self.directory.take(node, pack_leads(led, (), complete=False))
 
-    def led_of(self, slots: Iterable[int]) -> Iterable[tuple[int, Position]]:
-        return [(slot, self.led[slot]) for slot in slots if slot in self.led]
+    def led_of(self, slots: Iterable[int]) -> Iterable[tuple[int, bytes]]:
+        return [(slot, pack_version(*self.led[slot])) for slot in slots if slot in self.led]
 
     def write(self, slot: int, operations: int) -> None:
         before = self.led[slot]

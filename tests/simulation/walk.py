@@ -33,7 +33,7 @@ from cluster.operations import (
     Result,
     Stale,
 )
-from cluster.records import decode_record, record_version
+from cluster.records import BALLOT_BYTES, decode_record, record_version
 from cluster.slot import Call, Primary
 from cluster.slot_table import SlotTable
 from kvstore.node.recovery import stored_slots
@@ -41,7 +41,6 @@ from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
 if TYPE_CHECKING:
-    from cluster.ballot import Ballot
     from cluster.outputs import Changed, Told
 
 KEYS = (b"a", b"b", b"c")
@@ -68,7 +67,7 @@ class SimNode:
         self.table = SlotTable(self.me, 2, self.store, self.world.rng)
         self.table.set_time(self.world.now_ms, 0)
         self.unsynced: list[Any] = []
-        self.heard: dict[int, Ballot] = {}
+        self.heard: dict[int, bytes] = {}
         for node in self.world.ids:
             if node != self.me:
                 self.table.peer_hoped(node)
@@ -105,11 +104,12 @@ class SimNode:
     def hear_leads(self, other: SimNode, *, complete: bool = False) -> None:
         """What another node leads; words may come crosswise, the higher ballot is the newer one."""
         led = []
-        for number, position in other.table.led():
-            if position.established >= self.heard.get(number, position.established):
-                self.heard[number] = position.established
+        for number, version in other.table.led():
+            ballot = version[:BALLOT_BYTES]
+            if ballot >= self.heard.get(number, ballot):
+                self.heard[number] = ballot
                 led.append(number)
-        self.table.peer_leads(other.me, led, complete=complete)
+        self.table.peer_leads(other.me, led, complete=complete, ballot_of=self.heard.__getitem__)
 
     def sync(self) -> None:
         self.engine.sync()
