@@ -132,9 +132,14 @@ class Chaos:
         rival = rng.choice(others)
         network.cut([(primary.host, rival.host), (rival.host, primary.host)])
         network.part(primary.host, rival.host)
-        if rng.random() < 0.5:  # between what it is promised and what it makes of that
+        universe, process = world.universe, rival.process
+        if rng.random() < 0.5:
             network.slow[rival.host] = 10.0
-        world.universe.at(mend_at, network.mend)
+        if process is not None and rng.random() < 0.7:  # as it takes over, at whatever step
+            at = universe.now + 10.0 ** rng.uniform(-3.3, -0.5)
+            universe.at(at, process.pause)
+            universe.at(at + rng.choice((0.1, 0.5)), process.resume)
+        universe.at(mend_at, network.mend)
 
     def _disk(self, kind: str, machine: Machine, rng: Random) -> None:
         universe, disk = self._world.universe, machine.disk
