@@ -94,7 +94,7 @@ SEED ?= 1
 .PHONY: nemesis
 nemesis: $(VENV)/installed ## hurt real processes under load: make nemesis SEED=1 SECONDS=60 (or OPERATIONS=1000000)
 	@$(BIN)/python -m tests.nemesis.nemesis --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) \
-	  $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(FAULTS),--faults $(FAULTS))
+	  $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(PROXIES),--proxies)
 
 INPUTS ?= 100000
 .PHONY: fuzz

@@ -1,9 +1,10 @@
 """The cluster that is hurt: five node processes, their network, disks and clocks.
 
-Where this machine lets us, each node has a network namespace; else all are on loopback, and nothing
-is cut. The last of the founders keeps its data on a small file system of its own, which can be
-filled. Every node has a wall clock that can be put off (`tests.nemesis.bent`). On every exit the
-processes are ended by their ids and namespaces and mounts are removed.
+Where this machine lets us, each node has a network namespace; else all are on loopback and reach
+each other through proxies (`tests.nemesis.proxies`), and only clients are never cut off. The last
+of the founders keeps its data on a small file system of its own, which can be filled. Every node
+has a wall clock that can be put off (`tests.nemesis.bent`). On every exit the processes are ended
+by their ids and namespaces and mounts are removed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from kvstore.cli.local_cluster import LocalCluster, LocalNode
 from scripts import network_namespaces
 from scripts.network_namespaces import Namespaces
 from tests.nemesis.bent import NOTHING, set_offset
+from tests.nemesis.proxies import Proxies
 from tests.process.cluster_processes import free_port_range
 
 if TYPE_CHECKING:
@@ -57,13 +59,21 @@ def fetch(node: LocalNode, path: str) -> Any:
 class Arena:
     """A context manager; inside, the cluster serves."""
 
-    def __init__(self, directory: Path, plant: str = NOTHING) -> None:
+    def __init__(
+        self, directory: Path, plant: str = NOTHING, *, with_proxies: bool = False
+    ) -> None:
         self._plant = plant
         self.directory = directory
         ports = free_port_range(2 * PLACES)
         extra = ["--slot-count", str(SLOT_COUNT), *SETTINGS]
         self.cluster = LocalCluster(directory / "nodes", FOUNDERS, ports, ports + PLACES, extra)
-        self.namespaces: Namespaces | None = None
+        node_ports = list(range(ports, ports + PLACES))
+        self.links: Namespaces | Proxies
+        """What faults of the network are done to."""
+        if with_proxies or not network_namespaces.available():
+            self.links = Proxies(node_ports)
+        else:
+            self.links = Namespaces(PLACES, NAME, SUBNET)
         self.small = self.cluster.nodes[-1]
         """The node whose disk can be filled, if `has_small_disk`."""
         self.has_small_disk = False
@@ -71,9 +81,7 @@ class Arena:
 
     def __enter__(self) -> Self:
         try:
-            if network_namespaces.available():
-                made = Namespaces(PLACES, NAME, SUBNET)
-                self.namespaces = self._exits.enter_context(made)
+            self._exits.enter_context(self.links)
             for number, node in enumerate(self.cluster.nodes, 1):
                 self._place(node, number)
             self._mount()
@@ -260,14 +268,20 @@ class Arena:
     def _place(self, node: LocalNode, number: int) -> None:
         """Network and clock."""
         set_offset(self._clock_file(node), 0)
-        if self.namespaces is not None:
-            self.namespaces.place_node(node, number)
+        links = NOTHING
+        if isinstance(self.links, Proxies):
+            file = self.directory / f"{node.name}.links"
+            self.links.write_map(file, number)
+            links = str(file)
+        else:
+            self.links.place_node(node, number)
         bent = [
             sys.executable,
             "-m",
             "tests.nemesis.bent",
             str(self._clock_file(node)),
             self._plant,
+            links,
         ]
         node.prefix = [*node.prefix, *bent]
 

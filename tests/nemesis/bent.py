@@ -1,4 +1,4 @@
-"""A node that is not quite right: ``python -m tests.nemesis.bent CLOCK PLANT python -m kvstore``.
+"""A node that is not quite right: ``tests.nemesis.bent CLOCK PLANT LINKS python -m kvstore``.
 
 Linux has no wall clock of its own for a process, and a library between the program and the kernel
 would bend the steady clock too. So the one place where a node reads the wall clock is replaced
@@ -6,24 +6,26 @@ before the node is started: by a reading of the true clock and an offset in mill
 bytes of CLOCK, which may be changed at any moment.
 
 PLANT names a bug to plant (`tests.simulation.planted`), so that it can be seen that the bug is
-found; a dash is none.
+found; a dash is none. LINKS is a file that says which port to dial in place of another node's
+(`tests.nemesis.proxies`); a dash if the network needs no help.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import mmap
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from kvstore.node.clock import SystemClock
 from tests.simulation.planted import PLANTS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OFFSET: Final = struct.Struct("<q")
 NOTHING: Final = "-"
@@ -53,10 +55,31 @@ def bend_clock(name: str) -> None:
     SystemClock.unix_ms = unix_ms  # type: ignore[method-assign]
 
 
+def bend_links(file: Path) -> None:
+    """Dial other nodes through their proxies."""
+    instead = {int(port): to for port, to in json.loads(file.read_text()).items()}
+    kinds: list[Any] = [asyncio.BaseEventLoop]
+    with suppress(ImportError):
+        import uvloop
+
+        kinds.append(uvloop.Loop)
+    for kind in kinds:
+        dial = kind.create_connection
+
+        async def dial_proxy(
+            loop: Any, make: Any, host: Any = None, port: Any = None, dial: Any = dial, **how: Any
+        ) -> Any:
+            return await dial(loop, make, host, instead.get(port, port), **how)
+
+        kind.create_connection = dial_proxy
+
+
 def main() -> None:
-    """Run the node's command with its clock bent."""
-    clock, plant, *command = sys.argv[1:]
+    """Run the node's command with its clock and its links bent."""
+    clock, plant, links, *command = sys.argv[1:]
     bend_clock(clock)
+    if links != NOTHING:
+        bend_links(Path(links))
     if plant != NOTHING:
         PLANTED[plant](pytest.MonkeyPatch())
     sys.argv = ["kvstore", *command[INTERPRETER:]]

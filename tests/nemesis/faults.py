@@ -26,6 +26,7 @@ from kvstore.cli.membership import send_change
 from kvstore.errors import KVError
 from tests.nemesis.arena import FOUNDERS, PLACES, POLL_SECONDS, RESERVE_BYTES, fetch
 from tests.nemesis.judge import Span
+from tests.nemesis.proxies import Proxies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +35,13 @@ if TYPE_CHECKING:
     from kvstore.cli.local_cluster import LocalNode
     from tests.nemesis.arena import Arena
 
-LIGHT: Final[tuple[str, ...]] = ("kill", "stop", "pause", "clock", "cut", "lose", "split", "slow")
-NETWORK: Final = ("cut", "lose", "split", "slow")
+SNAP: Final = "snap"
+"""Only proxies can break connections."""
+
+LIGHT: Final[tuple[str, ...]] = (
+    *("kill", "stop", "pause", "clock", "cut", "lose", "split", "slow", SNAP),
+)
+
 HEAVY: Final[tuple[str, ...]] = ("wipe", "rot-log", "rot-table", "full", "brim", "join")
 DISK: Final = ("full", "brim")
 CALM_SECONDS: Final = (1.0, 5.0)
@@ -71,8 +77,8 @@ class Nemesis:
         self._say = say
         self._light = [kind for kind in LIGHT if kind in kinds]
         self._heavy = [kind for kind in HEAVY if kind in kinds]
-        if arena.namespaces is None:
-            self._light = [kind for kind in self._light if kind not in NETWORK]
+        if not isinstance(arena.links, Proxies):
+            self._light = [kind for kind in self._light if kind != SNAP]
         if not arena.has_small_disk:
             self._heavy = [kind for kind in self._heavy if kind not in DISK]
         self._busy: set[LocalNode] = set()
@@ -82,6 +88,7 @@ class Nemesis:
         self._do: dict[str, Callable[[LocalNode, float], None]] = {
             "kill": self._kill, "stop": self._stop, "pause": self._pause, "clock": self._clock,
             "cut": self._cut, "lose": self._lose, "split": self._split, "slow": self._slow,
+            SNAP: self._snap,
             "wipe": self._wipe, "rot-log": self._rot, "rot-table": self._rot_table,
             "full": self._full, "brim": self._brim, "join": self._join,
         }  # fmt: skip
@@ -242,10 +249,9 @@ class Nemesis:
 
     def _cut(self, node: LocalNode, seconds: float) -> None:
         number = self._arena.number(node)
-        assert self._arena.namespaces is not None
-        self._arena.namespaces.cut(number)
+        self._arena.links.cut(number)
         time.sleep(seconds)
-        self._arena.namespaces.mend(number)
+        self._arena.links.mend(number)
 
     def _lose(self, node: LocalNode, seconds: float) -> None:
         """In one direction, to or from some of the others."""
@@ -262,19 +268,21 @@ class Nemesis:
         self._lost([pair for a in side for b in rest for pair in ((a, b), (b, a))], seconds)
 
     def _lost(self, ways: list[tuple[int, int]], seconds: float) -> None:
-        assert self._arena.namespaces is not None
         for sender, receiver in ways:
-            self._arena.namespaces.lose(sender, receiver)
+            self._arena.links.lose(sender, receiver)
         time.sleep(seconds)
         for sender, receiver in ways:
-            self._arena.namespaces.find(sender, receiver)
+            self._arena.links.find(sender, receiver)
 
     def _slow(self, node: LocalNode, seconds: float) -> None:
         number = self._arena.number(node)
-        assert self._arena.namespaces is not None
-        self._arena.namespaces.slow(number)
+        self._arena.links.slow(number)
         time.sleep(seconds)
-        self._arena.namespaces.hasten(number)
+        self._arena.links.hasten(number)
+
+    def _snap(self, node: LocalNode, seconds: float) -> None:
+        assert isinstance(self._arena.links, Proxies)
+        self._arena.links.snap(self._arena.number(node))
 
     # -- heavy faults ------------------------------------------------------------------------
 

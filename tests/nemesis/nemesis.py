@@ -191,6 +191,7 @@ class Plan:
     clients: int
     pause_seconds: float
     plant: str
+    with_proxies: bool
 
 
 def run(plan: Plan, directory: Path) -> Outcome:
@@ -198,7 +199,7 @@ def run(plan: Plan, directory: Path) -> Outcome:
     histories = directory / "histories"
     histories.mkdir()
     outcome = Outcome()
-    with Arena(directory, plan.plant) as arena:
+    with Arena(directory, plan.plant, with_proxies=plan.with_proxies) as arena:
         crowd = Crowd(arena, histories, plan)
         nemesis = Nemesis(arena, Random(f"nemesis {plan.seed}"), plan.kinds, say)
         say(f"faults: {' '.join(nemesis.kinds)}")
@@ -330,6 +331,7 @@ def say(text: str) -> None:
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     help="Where the data and histories are kept.  [default: where the system has its own]",
 )
+@click.option("--proxies", is_flag=True, help="Even where namespaces can be made.")
 @click.option("--keep", is_flag=True, help="Keep histories and logs of a good run too.")
 def main(
     seconds: float | None,
@@ -340,6 +342,7 @@ def main(
     pause: float,
     plant: str,
     parent: Path | None,
+    proxies: bool,
     keep: bool,
 ) -> None:
     """Hurt a real cluster under load and check every promise."""
@@ -351,10 +354,11 @@ def main(
         signal.signal(number, leave)
     if seconds is None and operations is None:
         seconds = 60.0
+    plan = Plan(seconds, operations, seed, kinds, clients, pause, plant, proxies)
     directory = Path(tempfile.mkdtemp(prefix="ringkv-nemesis-", dir=parent))
     is_good = False
     try:
-        outcome = run(Plan(seconds, operations, seed, kinds, clients, pause, plant), directory)
+        outcome = run(plan, directory)
         is_good = outcome.is_good
     finally:
         if is_good and not keep:
