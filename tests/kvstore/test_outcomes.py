@@ -10,7 +10,7 @@ from cluster.operations import Code, Failed
 from kvstore.client import flows, many
 from kvstore.client.outcomes import error_of
 from kvstore.errors import KVError
-from tests.kvstore.test_client_core import REFUSED, Bench
+from tests.kvstore.client_bench import REFUSED, Bench
 
 if TYPE_CHECKING:
     from kvstore.client.exchange import Flow
