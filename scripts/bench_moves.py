@@ -38,6 +38,9 @@ MIB: Final = 1_048_576
 STILL_S: Final = 2.0
 """So long nobody has had anything to move when a change is called done; not counted in its time."""
 
+STILL_LOOKS: Final = 4
+"""... and so often: on a busy machine a look alone takes seconds."""
+
 RAW_BYTES: Final = 256 * MIB
 RAW_RECORDS: Final = 100_000
 RECORD_BYTES: Final = 126
@@ -182,10 +185,11 @@ def wait_moved(cluster: LocalCluster, epoch: int = 0) -> float:
 
     ``epoch``: that of the change, which the node that is asked for the members has to know.
     """
-    still_since = time.monotonic()
-    while time.monotonic() - still_since < STILL_S:
+    still_since, looks = time.monotonic(), 0
+    while looks < STILL_LOOKS or time.monotonic() - still_since < STILL_S:
+        looks += 1
         if not _is_still(cluster, epoch):
-            still_since = time.monotonic()
+            still_since, looks = time.monotonic(), 0
         copied(cluster)
         time.sleep(0.25)
     return still_since
