@@ -81,6 +81,10 @@ bench-gossip: $(VENV)/installed ## the tables of docs/gossip.md: gossip by clust
 bench-placement: $(VENV)/installed ## the tables of docs/decisions/0002: balance and movement by cluster size
 	@$(BIN)/python -m scripts.placement_table
 
+.PHONY: bench-slots
+bench-slots: $(VENV)/installed ## few slots or many: docs/decisions/0013
+	@$(BIN)/python -m scripts.bench_slots $(ARGS)
+
 SEEDS ?= 0:200
 .PHONY: simulate
 simulate: $(VENV)/installed ## whole clusters in virtual time from seeds: make simulate SEEDS=0:1000
