@@ -154,6 +154,8 @@ class Process:
         self._order = count()
         self._free_at = 0.0
         self._woken_for = NEVER
+        self._due: set[float] = set()
+        """Moments at which the universe looks after it already."""
         self._in_turn = False
 
     # -- life --------------------------------------------------------------------------------
@@ -198,11 +200,14 @@ class Process:
             when = free_at
         if when < self._woken_for:
             self._woken_for = when
-            self.universe.at(when, self._turns)
+            if when not in self._due:
+                self._due.add(when)
+                self.universe.at(when, self._turns)
 
     def _turns(self) -> None:
         """A turn, and more of them as long as nothing else happens meanwhile."""
         universe = self.universe
+        self._due.discard(universe.now)
         if universe.now != self._woken_for or not self.alive or self.paused:
             return
         timers, ready = self._timers, self._ready
