@@ -53,14 +53,15 @@ class Universe:
         """The first thing that nobody caught, in whatever process."""
         self.log: list[str] | None = None
         """What happened, for people; filled only if asked for."""
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self.heap: list[tuple[float, int, Callable[[], None]]] = []
+        """What happens, first things first."""
         self._order = count()
         self._trace = hashlib.blake2b(digest_size=8)
         self._graves: list[Process] = []
 
     def at(self, when: float, action: Callable[[], None]) -> None:
         """Do it then; actions of one moment run in the order in which they were asked for."""
-        heapq.heappush(self._heap, (max(when, self.now), next(self._order), action))
+        heapq.heappush(self.heap, (max(when, self.now), next(self._order), action))
 
     def note(self, *words: object) -> None:
         """Into the trace, and into the log if there is one."""
@@ -80,7 +81,7 @@ class Universe:
         Raises:
             Violation: something raised that no process caught.
         """
-        heap, pop = self._heap, heapq.heappop
+        heap, pop = self.heap, heapq.heappop
         before = events._get_running_loop()
         try:
             while heap and heap[0][0] <= until:
@@ -95,10 +96,6 @@ class Universe:
             events._set_running_loop(before)  # each turn of a process sets its own
         self.now = max(self.now, until)
         return False
-
-    def is_quiet_until(self, when: float) -> bool:
-        """Whether nothing else happens before."""
-        return not self._heap or self._heap[0][0] > when
 
     def bury(self, process: Process) -> None:
         """Keep what is left of a process: its coroutines must not be finalised midway."""
@@ -216,7 +213,8 @@ class Process:
         self._in_turn = True
         try:
             self._turn()
-            while ready and not self.paused and universe.is_quiet_until(self._free_at):
+            heap = universe.heap
+            while ready and not self.paused and not (heap and heap[0][0] <= self._free_at):
                 universe.now = self._free_at
                 universe.steps += 1
                 self._turn()
