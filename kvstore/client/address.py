@@ -93,7 +93,7 @@ def _seed(text: str, url: str) -> str:
         host, _, port = text.rpartition(":")
     if not host or "@" in host or (":" in host and not host.startswith("[")):
         raise BadRequest(f"{text!r} in {url!r} is no host:port (IPv6 needs brackets: [::1]:7401)")
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65_536):
         raise BadRequest(f"the port {port!r} of {text!r} in {url!r} is no number from 1 to 65535")
     return f"{host}:{int(port)}"
 

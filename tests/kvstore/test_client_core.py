@@ -376,6 +376,11 @@ def test_backoff_and_budget() -> None:
     assert budget.spend(1.0)
 
 
+def test_a_port_of_thousands_of_digits_is_refused_like_any_other() -> None:
+    with pytest.raises(BadRequest):
+        parse_url(f"kv://n1:{'7' * 5_000}")
+
+
 def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     target = parse_url("kv://h1:1,h2,[::1]:3,h1:1/?timeout=2.5&connect_timeout=0.5")
     assert target == (["h1:1", "h2:7401", "[::1]:3"], 2.5, 0.5)
