@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cluster.ballot import NodeId
     from cluster.slot import Context, Slot
 
-UNDER_WAY_MAX = 64
-"""Slots of one peer at once, told a half at a time: a millisecond or two of work on each side."""
+UNDER_WAY_MAX = 128
+"""Slots of one peer at once, told a half at a time: a few milliseconds of work on each side."""
 
 LOOKS_MAX = 2_048
 """Slots that are gone over at once: a millisecond where the peer is behind in none of them."""
