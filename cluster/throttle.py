@@ -7,10 +7,10 @@ larger than the bucket is not stuck.
 
 `Room` follows how busy the node is, and that is told by the lateness of its own timers: users'
 requests wait as long behind the moves, so these give way (additive increase, multiplicative
-decrease: Chiu and Jain, 1989). Small slots cost few bytes, but each costs some work all over the
-cluster. It never falls below a number that still goes together well: what one slot costs alone, in
-frames and fsyncs, a few of them cost together, so that to move fewer at once would not be gentler,
-only longer.
+decrease: Chiu and Jain, 1989), and rest between one wave and the next (`cluster.moves`). Small
+slots cost few bytes, but each costs some work all over the cluster. It never falls below a number
+that still goes together well: what one slot costs alone, in frames and fsyncs, a few of them cost
+together, so that to move fewer at once would not be gentler, only longer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BURST_MS = 100
 LATE_MS = 4
 """A timer that comes later than this came behind too much work: a read takes less."""
 
-PLACES_MIN = 32
+PLACES_MIN = 16
 """So many slots take a step together in a few milliseconds."""
 
 PLACES_PER_TICK = 2
@@ -36,12 +36,17 @@ class Room:
     >>> for late_ms in (*(0.1,) * 20, 9.0):
     ...     room.felt_late(late_ms)
     >>> room.places
-    36
+    28
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.places = PLACES_MIN
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the node was late, in the last second or so."""
+        return self.places < self._most // 2
 
     def felt_late(self, late_ms: float) -> None:
         """A timer of this node came so late."""

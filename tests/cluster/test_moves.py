@@ -375,6 +375,21 @@ def test_a_busy_node_moves_less_at_once_and_more_when_it_is_not(
     assert sum(move.stage is Stage.COPYING for move in table.view()) == SLOTS
 
 
+@pytest.mark.parametrize(("late_ms", "rests"), [(50.0, True), (0.0, False)])
+def test_a_busy_node_rests_between_its_waves(late_ms: float, rests: bool) -> None:
+    c, table = many()
+    feel(table, late_ms)
+    c.pass_time(400, nodes=(1,))
+    c.release(1, 4)
+    for _ in range(40):
+        if table.done_total < 2:  # the first wave
+            c.pass_time(50)
+            c.settle()
+    assert (table.done_total == 2) is rests, "the next wave follows at once, or later"
+    let_all_arrive(c)
+    assert table.done_total == SLOTS
+
+
 def test_who_sets_no_rate_gives_way_to_nobody() -> None:
     c, table = many()
     table.in_flight_max = 32
