@@ -55,12 +55,6 @@ WALK_MS = 1_000
 QUIET_WALK_MS = 5_000
 """... where the last walk found each where it belongs: it was 0.7 % of a core."""
 
-REST_FACTOR = 3
-"""A node that is busy sets no slot out for so many times as long as its last wave took: what moves
-cost, all nodes together pay for, and users wait behind it."""
-
-REST_MS_MAX = 1_000
-
 REMIND_INTERVAL_MS = 250
 COPY_TIMEOUT_MS = 10_000
 """A copy whose source is silent for so long is given up; who lives speaks every second."""
@@ -97,9 +91,6 @@ class Moves:
         """The slot that the walk comes to next."""
         self.in_flight_max = MOVES_IN_FLIGHT_DEFAULT
         self._room = Room(MOVES_IN_FLIGHT_DEFAULT)
-        self._set_out_ms: int | None = None
-        """When the newest wave of moves set out, until half of its places are free again."""
-        self._rest_until_ms = 0
         self.copies_pending = self._copies_met = 0
         """Copies that pending slots need: by the last walk, and so far in this one."""
         self.paused = False
@@ -216,19 +207,12 @@ class Moves:
 
         Those that set out together take every step together, in one frame and one fsync for all.
         """
-        now_ms = self._ctx.now_ms
         places = min(self.in_flight_max, self._room.places)
         free = places - len(self.active) + len(self._stalled)
         if self.paused or 2 * free < places or not (self._urgent or self._others):
             return
-        if self._set_out_ms is not None:
-            took_ms = now_ms - self._set_out_ms
-            self._set_out_ms = None
-            if self._room.is_tight:
-                self._rest_until_ms = now_ms + min(REST_FACTOR * took_ms, REST_MS_MAX)
-        if now_ms < self._rest_until_ms:
+        if not self._room.begin_wave(self._ctx.now_ms):
             return
-        self._set_out_ms = now_ms
         while free > 0 and (queue := self._urgent or self._others):
             number = next(iter(queue))
             del queue[number]

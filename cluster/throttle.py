@@ -7,7 +7,7 @@ larger than the bucket is not stuck.
 
 `Room` follows how busy the node is, and that is told by the lateness of its own timers: users'
 requests wait as long behind the moves, so these give way (additive increase, multiplicative
-decrease: Chiu and Jain, 1989), and rest between one wave and the next (`cluster.moves`). Small
+decrease: Chiu and Jain, 1989), and pause between one wave and the next while it is late. Small
 slots cost few bytes, but each costs some work all over the cluster. It never falls below a number
 that still goes together well: what one slot costs alone, in frames and fsyncs, a few of them cost
 together, so that to move fewer at once would not be gentler, only longer.
@@ -28,6 +28,12 @@ PLACES_PER_TICK = 2
 """By how much the room grows while the node is in time, forty in a second; it is halved when it is
 late."""
 
+PAUSE_FACTOR = 3
+"""A node that is late lets no slot set out for so many times as long as its last wave took: what
+moves cost, all nodes together pay for, and users wait behind it."""
+
+PAUSE_MS_MAX = 1_000
+
 
 class Room:
     """Places for moves at once, up to ``most``.
@@ -42,11 +48,24 @@ class Room:
     def __init__(self, most: int) -> None:
         self._most = most
         self.places = PLACES_MIN
+        self._wave_ms: int | None = None
+        """When the newest wave of moves began, until there is room for the next."""
+        self._paused_until_ms = 0
 
-    @property
-    def is_tight(self) -> bool:
-        """Whether the node was late, in the last second or so."""
-        return self.places < self._most // 2
+    def begin_wave(self, now_ms: int) -> bool:
+        """Whether more moves may set out, where half of the places are free again.
+
+        Not at once if the node was late in the last second or so.
+        """
+        if self._wave_ms is not None:
+            if self.places < self._most // 2:
+                took_ms = now_ms - self._wave_ms
+                self._paused_until_ms = now_ms + min(PAUSE_FACTOR * took_ms, PAUSE_MS_MAX)
+            self._wave_ms = None
+        if now_ms < self._paused_until_ms:
+            return False
+        self._wave_ms = now_ms
+        return True
 
     def felt_late(self, late_ms: float) -> None:
         """A timer of this node came so late."""

@@ -29,7 +29,6 @@ from tests.process.cluster_processes import free_port_range
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 FOUNDERS: Final = 5
 PLACES: Final = 7
@@ -93,12 +92,7 @@ class Arena:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exits.close()
 
     def kill(self) -> None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
-    from types import TracebackType
 
 HOST: Final = "127.0.0.1"
 READ_BYTES: Final = 1 << 16
@@ -57,12 +56,7 @@ class Proxies:
             raise OSError("the proxies do not start")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
