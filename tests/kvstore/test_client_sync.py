@@ -341,12 +341,15 @@ def test_threads_get_their_own_answers(cluster: FakeCluster, db: Client) -> None
         thread.join(30)
     assert wrong == []
     assert db.get("shared") == 8 * 60
-    numbers = [
-        (n.request.client, n.request.number + i)
+    sent = [
+        ((n.request.client, n.request.number + i), op, n.request.retry)
         for n in cluster.requests
-        for i in range(len(n.request.ops))
+        for i, op in enumerate(n.request.ops)
     ]
-    assert len(numbers) == len(set(numbers))
+    firsts = [number for number, _, retry in sent if not retry]
+    assert len(firsts) == len(set(firsts))
+    ops = {number: op for number, op, _ in sent}
+    assert all(ops[number] == op for number, op, _ in sent), "a number names one operation"
 
 
 def test_more_threads_than_connections(cluster: FakeCluster) -> None:
