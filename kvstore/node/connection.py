@@ -9,6 +9,7 @@ is cut off when its unread answers pass a limit: memory is bounded whatever it d
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, cast
 
 from cluster.limits import CONNECTION_BYTES_IN_FLIGHT_MAX, FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX
@@ -155,6 +156,13 @@ class Connection(asyncio.Protocol):
         # Held, because it reads slowly, long before there is so much.
         if self._holds and transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
             self.abort("it does not read what it is sent")
+
+    def break_when_unacknowledged(self, after_ms: int) -> None:
+        """To be called as it opens: later, the socket may be closed already."""
+        assert self._transport is not None
+        raw = self._transport.get_extra_info("socket")
+        if raw is not None:  # none in virtual time
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, after_ms)
 
     def refuse(self, reason: str, detail: str, *, kind: str = "") -> None:
         """Say why, then close; `kind` is what it is counted as, if that is not the reason."""

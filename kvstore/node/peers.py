@@ -17,7 +17,6 @@ connection.
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -166,12 +165,11 @@ class Link:
         loop = asyncio.get_running_loop()
         host, _, port = self.address.rpartition(":")
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            transport, connection = await loop.create_connection(
+            _, connection = await loop.create_connection(
                 lambda: Connection(self._on_frames, self._on_open, self._on_close, listening=False),
                 host.strip("[]"),
                 int(port),
             )
-            _break_when_unacknowledged(transport)
             try:
                 await welcomed
             except BaseException:
@@ -180,6 +178,7 @@ class Link:
         return connection
 
     def _on_open(self, connection: Connection) -> None:
+        connection.break_when_unacknowledged(UNACKNOWLEDGED_MS_MAX)
         connection.send_bytes(MAGIC + encode_frame(self._peers.hello(self.role)))
 
     def _on_frames(self, connection: Connection, frames: list[Frame]) -> None:
@@ -359,12 +358,6 @@ class Peers:
             link.close("this node stops")
         tasks = [link.task for link in links]
         await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
-
-
-def _break_when_unacknowledged(transport: asyncio.BaseTransport) -> None:
-    raw = transport.get_extra_info("socket")
-    if raw is not None:  # none in virtual time
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
 
 
 def _encoded(messages: list[SlotMessage], peer: str) -> list[bytes]:

@@ -1,8 +1,9 @@
 """Tasks that nobody waits for: what ends one of them is not kept silent.
 
 An exception of a task stays inside it until somebody asks. These are asked at once, and the loop's
-exception handler hears of it like of any callback that failed: a broken invariant ends the node
-(`kvstore.process`), anything else is logged.
+exception handler hears of it as of a broken invariant, which ends the node (`kvstore.process`):
+one that goes on without its link to a peer, or without its topology, is worse than one that starts
+again.
 """
 
 from __future__ import annotations
@@ -24,5 +25,7 @@ def background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]
 def _tell(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        context = {"message": f"{task.get_name()} has ended", "exception": error, "task": task}
+        broken = AssertionError(f"{task.get_name()} has ended")
+        broken.__cause__ = error
+        context = {"message": str(broken), "exception": broken, "task": task}
         task.get_loop().call_exception_handler(context)

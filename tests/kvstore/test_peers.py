@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import struct
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from cluster.ballot import Ballot
 from cluster.limits import PEER_UNSENT_BYTES_MAX
 from cluster.messages import Accept, Ack
 from cluster.operations import Get
+from kvstore.node import peers
 from kvstore.node.peers import CAUGHT_UP_BYTES, Peers, make_hello
 from kvstore.wire.frames import FrameDecoder, encode_frame
 from kvstore.wire.protocol import (
@@ -184,3 +188,51 @@ async def test_who_takes_all_again_is_told_of_once(site: Site) -> None:
     sequences = [m.sequence for m in site.mute.messages if isinstance(m, Accept)]
     assert sequences == list(range(len(sequences))), "in order, and none but the last are missing"
     assert len(sequences) < sent
+
+
+def test_a_peer_that_hangs_up_at_once_is_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that was killed just then cost the link: its socket was closed before it was set up.
+
+    Of uvloop's sockets only; which of the two happens first is up to the kernel, so many times.
+    """
+    uvloop = pytest.importorskip("uvloop")
+    monkeypatch.setattr(peers, "PAUSE_S_MAX", 0.001)
+    monkeypatch.setattr(peers, "PAUSE_S_MIN", 0.001)
+
+    def hang_up(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                taken, _ = listening.accept()
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                taken.close()
+
+    async def dial(address: str) -> None:
+        raised: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: raised.append(told))
+        again = asyncio.Semaphore(0)
+
+        def unasked(answer: object) -> None:
+            raise AssertionError("nobody answers here")
+
+        links = Peers(
+            lambda role: make_hello(role, "id", "name", 1, "n1"),
+            unasked,
+            lambda node: again.release(),
+            unasked,
+            unasked,
+            unasked,
+            random.Random(1),
+        )
+        links.add(PEER, "n2", address)
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(50):
+                await again.acquire()
+                assert raised == []
+        await links.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        accepting = threading.Thread(target=hang_up, args=(listening,), daemon=True)
+        accepting.start()
+        uvloop.run(dial(f"127.0.0.1:{listening.getsockname()[1]}"))
+        listening.shutdown(socket.SHUT_RDWR)
+        accepting.join()
