@@ -52,6 +52,13 @@ LOOK_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 10.0
 """A listener that takes nothing for so long is cut off."""
 
+LOST_SECONDS: Final = 30.0
+"""A connection breaks whose other side has acknowledged nothing for so long, not even a ping.
+
+Longer than `SEND_SECONDS`, which the kernel would otherwise often be ahead of: it counts from when
+its own buffers are full, and does not tell a slow listener from one that left.
+"""
+
 MESSAGE_BYTES_MAX: Final = 1_048_576
 _SMALL_TOKEN_CHARACTERS: Final = 256
 """Not worth waiting for: the prefix is in one slot, or the cluster has few."""
@@ -79,7 +86,7 @@ async def watch(call: Call) -> web.StreamResponse:
             headers={"X-Request-Id": call.request_id},
             sep="\n",
             ping_interval=PING_SECONDS,
-            send_timeout=SEND_SECONDS,
+            send_timeout=LOST_SECONDS,
         )
         await response.prepare(call.request)
         with suppress(ConnectionError):  # the listener left
@@ -106,9 +113,12 @@ async def _stream(call: Call, response: EventSourceResponse, opened: AsyncWatch)
             if batch:
                 token = opened.token
                 data = b"[" + b",".join(batch) + b"]"
-                await response.send(data.decode(), id=token)
-    except TimeoutError:  # nothing was taken for long: there is nobody to tell
+                async with asyncio.timeout(SEND_SECONDS):
+                    await response.send(data.decode(), id=token)
+    except TimeoutError:  # there is nobody to tell, and nothing more to wait for
         call.door.metrics.refused("slow_watcher")
+        if call.request.transport is not None:
+            call.request.transport.abort()
         return
     except KVError as error:
         call.door.metrics.refused("slow_watcher")

@@ -105,7 +105,7 @@ async def test_tasks_share_one_connection_a_node(cluster: FakeCluster, db: Async
     await asyncio.gather(*(work(name) for name in range(64)))
     assert await db.get("shared") == 64 * 20
     assert cluster.connections == 3
-    assert cluster.route_queries == 1
+    assert cluster.route_queries <= 3, "again after a stall, but not for each task"
 
 
 async def test_a_request_whose_answer_is_lost_is_done_once(
