@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOST: Final = "127.0.0.1"
+NODES_MAX: Final = 32
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.05
 LOG_LINES_SHOWN: Final = 5

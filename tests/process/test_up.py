@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import kvstore
-from kvstore.cli.up import KEYS_HELP
+from kvstore.cli.dashboard import KEYS_HELP
 from tests.process.cluster_processes import command, free_port_range
 
 if TYPE_CHECKING:
