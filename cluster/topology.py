@@ -21,7 +21,8 @@ A node's ``state`` says what is planned for it:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -52,6 +53,11 @@ ACTIVE = "active"
 LEAVING = "leaving"
 AWAY = "away"
 STATES = (ACTIVE, LEAVING, AWAY)
+
+_ADDRESS: Final = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}):([0-9]{1,5})"
+)
+"""``host:port`` that a resolver takes: labels of 1 to 63 characters, or IPv6 in brackets."""
 
 
 class TopologyError(ValueError):
@@ -307,8 +313,8 @@ def _check_node(node: Node, epoch: int) -> None:
     if not 1 <= node.id < 2**NODE_ID_BITS:
         raise TopologyError(f"{who}: id {node.id} is not between 1 and 2**{NODE_ID_BITS} - 1")
     _check_text(f"{who}: its name", node.name, NAME_BYTES_MAX)
-    _check_text(f"{who}: its address", node.address, ADDRESS_BYTES_MAX)
-    _check_text(f"{who}: its HTTP address", node.http_address, ADDRESS_BYTES_MAX)
+    _check_address(f"{who}: its address", node.address)
+    _check_address(f"{who}: its HTTP address", node.http_address)
     if node.zone:
         _check_text(f"{who}: its zone", node.zone, NAME_BYTES_MAX)
     if not NODE_WEIGHT_MIN <= node.weight <= NODE_WEIGHT_MAX:  # also refuses NaN
@@ -330,6 +336,14 @@ def _check_text(what: str, text: str, bytes_max: int) -> None:
         raise TopologyError(f"{what} {text!r} has characters that cannot be printed, or a space")
     if len(text.encode()) > bytes_max:
         raise TopologyError(f"{what} {text!r} is longer than {bytes_max} bytes")
+
+
+def _check_address(what: str, address: str) -> None:
+    """Every node will dial it: one that cannot even be tried must not get in."""
+    _check_text(what, address, ADDRESS_BYTES_MAX)
+    form = _ADDRESS.fullmatch(address)
+    if form is None or not 1 <= int(form[1]) <= 65_535:
+        raise TopologyError(f"{what} {address!r} is not host:port (IPv6 in brackets)")
 
 
 def _member(topology: Topology, node_id: NodeId) -> Node:

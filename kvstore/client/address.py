@@ -91,8 +91,13 @@ def _seed(text: str, url: str) -> str:
     host, port = text, str(PORT_DEFAULT)
     if not text.endswith("]") and ":" in text:
         host, _, port = text.rpartition(":")
-    if not host or "@" in host or (":" in host and not host.startswith("[")):
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or not host.isprintable() or "@" in host or (":" in host) != bracketed:
         raise BadRequest(f"{text!r} in {url!r} is no host:port (IPv6 needs brackets: [::1]:7401)")
+    try:
+        host.encode("idna")  # as a resolver will
+    except UnicodeError as error:
+        raise BadRequest(f"{host!r} in {url!r} is no name of a host: {error}") from None
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65_536):
         raise BadRequest(f"the port {port!r} of {text!r} in {url!r} is no number from 1 to 65535")
     return f"{host}:{int(port)}"

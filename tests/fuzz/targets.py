@@ -13,6 +13,7 @@ import io
 import json
 import math
 import shutil
+import socket
 import tempfile
 import zlib
 from contextlib import suppress
@@ -31,7 +32,7 @@ from cluster.slot import decode_row, encode_row
 from cluster.topology import TopologyError, decode_topology, encode_topology
 from kvstore.cli.bulk import Remembered
 from kvstore.cli.formats import FORMATS, BadRow, Row, Shape, read_rows
-from kvstore.client.address import parse_url
+from kvstore.client.address import parse_url, split_address
 from kvstore.client.greeting import Greeting
 from kvstore.client.operation_id import operation_id_from_text
 from kvstore.client.outcomes import entry_of
@@ -311,6 +312,10 @@ def urls(mutator: Mutator) -> None:
         target = parse_url(mutator.text(mutator.pick(examples.URLS)))
         assert target.seeds
         assert math.isfinite(target.timeout)
+        for seed in target.seeds:
+            host, port = split_address(seed)
+            with suppress(socket.gaierror):  # a resolver takes it, whatever it then finds
+                socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
 
 
 def node_files(mutator: Mutator) -> None:
