@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -95,9 +96,11 @@ def _seed(text: str, url: str) -> str:
     if not host or not host.isprintable() or "@" in host or (":" in host) != bracketed:
         raise BadRequest(f"{text!r} in {url!r} is no host:port (IPv6 needs brackets: [::1]:7401)")
     try:
-        host.encode("idna")  # as a resolver will
-    except UnicodeError as error:
-        raise BadRequest(f"{host!r} in {url!r} is no name of a host: {error}") from None
+        if bracketed:
+            IPv6Address(host[1:-1])
+        host.strip("[]").encode("idna")  # as a resolver will
+    except ValueError as error:
+        raise BadRequest(f"{host!r} in {url!r} is no host: {error}") from None
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65_536):
         raise BadRequest(f"the port {port!r} of {text!r} in {url!r} is no number from 1 to 65535")
     return f"{host}:{int(port)}"
