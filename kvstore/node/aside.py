@@ -42,11 +42,15 @@ async def aside(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _owners_in_a_process(topology: Topology) -> list[tuple[NodeId, ...]]:
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", __name__),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:  # no process, memory or descriptor is left
+        log.error("owners cannot be computed in a process of its own", error=str(error))
+        return await asyncio.to_thread(owners, topology)
     try:
         written, _ = await child.communicate(encode_topology(topology))
     except BaseException:

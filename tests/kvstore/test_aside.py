@@ -28,9 +28,10 @@ async def test_errors_are_raised_here() -> None:
         await aside(decode_topology, b"\xc1")
 
 
+@pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
 async def test_a_process_that_fails_costs_no_more_than_time(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", program)
     topology = cluster(3, 2 * SMALL_SLOTS)
     assert await aside(owners, topology) == owners(topology)
