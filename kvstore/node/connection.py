@@ -1,9 +1,11 @@
 """One connection of the peer and client port: frames in, frames out.
 
-The same class serves both ends. What is sent within one turn of the loop leaves in one write:
-uvloop gathers it by itself; asyncio's own loop, which does not, is right but slower. A reader that
-is slower than what is sent to it first stops being read from (so that it cannot ask for more), and
-is cut off when its unread answers pass a limit: memory is bounded whatever it does.
+The same class serves both ends. What is one of many leaves with the others, in one write at the end
+of the loop's turn (`Connection.send_soon`): a hundred answers in a write each are a hundred system
+calls, and wake the other side a hundred times. Neither uvloop nor asyncio gathers by itself. What
+is alone does not wait for the end of anything. A reader that is slower than what is sent to it
+first stops being read from (so that it cannot ask for more), and is cut off when its unread answers
+pass a limit: memory is bounded whatever it does.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 WRITE_PAUSE_BYTES = 1_048_576
 """Unsent bytes above which this connection is not read from."""
+
+GATHERED_BYTES_MAX = 65_536
+"""What is gathered leaves before the turn ends if it is more: large answers are not held twice."""
 
 
 class Connection(asyncio.Protocol):
@@ -51,6 +56,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reason = "closed by the other side"
         self._holds = 0
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
         self.is_open = False
         """Whether frames can be sent; a socket that broke is noticed a turn of the loop later."""
         self.remote = "?"
@@ -98,6 +105,7 @@ class Connection(asyncio.Protocol):
         """Tell the owner once."""
         self._transport = None
         self.is_open = False
+        self._forget()
         self._on_close(self, str(exc) if exc is not None else self._reason)
 
     def pause_writing(self) -> None:
@@ -122,7 +130,9 @@ class Connection(asyncio.Protocol):
     @property
     def unsent_bytes(self) -> int:
         """What the other side has not taken yet, beside what the kernel keeps for it."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        if self._transport is None:
+            return 0
+        return self._gathered_bytes + self._transport.get_write_buffer_size()
 
     def hold(self) -> None:
         """Stop reading until `unhold` was called as often."""
@@ -138,7 +148,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def send(self, frame: Frame) -> None:
-        """Send with everything else of this turn of the loop.
+        """Send now, behind what is about to leave.
 
         Raises:
             FrameError: the frame is over the limit; nothing was queued.
@@ -149,9 +159,40 @@ class Connection(asyncio.Protocol):
         """Send an encoded frame; dropped if the connection is closed."""
         if not self.is_open:
             return
+        self.sent_bytes += len(data)
+        if self._gathered:
+            self._gathered.append(data)
+            self._flush()
+        else:
+            self._write(data)
+
+    def send_soon(self, frame: Frame) -> None:
+        """Send with everything else of this turn of the loop, at its end; otherwise as `send`."""
+        data = encode_frame(frame)
+        if not self.is_open:
+            return
+        self.sent_bytes += len(data)
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes > GATHERED_BYTES_MAX:
+            self._flush()
+        elif len(self._gathered) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """What was gathered leaves."""
+        if self._gathered:
+            data = b"".join(self._gathered)
+            self._forget()
+            self._write(data)
+
+    def _forget(self) -> None:
+        self._gathered.clear()
+        self._gathered_bytes = 0
+
+    def _write(self, data: bytes) -> None:
         transport = self._transport
         assert transport is not None
-        self.sent_bytes += len(data)
         transport.write(data)
         # Held, because it reads slowly, long before there is so much.
         if self._holds and transport.get_write_buffer_size() > CONNECTION_BYTES_IN_FLIGHT_MAX:
@@ -174,6 +215,7 @@ class Connection(asyncio.Protocol):
 
     def close(self, reason: str) -> None:
         """Close when what is queued has left."""
+        self._flush()
         self._reason = reason
         self.is_open = False
         if self._transport is not None:
@@ -183,5 +225,6 @@ class Connection(asyncio.Protocol):
         """Close now; what is queued is lost."""
         self._reason = reason
         self.is_open = False
+        self._forget()
         if self._transport is not None:
             self._transport.abort()

@@ -352,7 +352,7 @@ class Server:
     def _on_request(self, connection: Connection, request: Request) -> None:
         refusal = self._host.refusal(request)
         if refusal is not None:  # before any work: overload must not cost what it refuses
-            connection.send(Response(request.id, [refusal] * len(request.ops), {}))
+            connection.send_soon(Response(request.id, [refusal] * len(request.ops), {}))
             return
         fault = check_request(request)
         if fault is not None:
@@ -385,10 +385,12 @@ class Server:
         if connection.in_flight == CONNECTION_REQUESTS_IN_FLIGHT_MAX:
             connection.unhold()
         connection.in_flight -= 1
+        # Where others are under way, their answers come in this turn too, as a rule.
+        send = connection.send_soon if connection.in_flight else connection.send
         try:
-            connection.send(response)
+            send(response)
         except FrameError:
-            connection.send(fitting(response))
+            send(fitting(response))
 
     def _reply_with(
         self, connection: Connection, faults: dict[int, Failed], count: int, response: Response

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.operations import Code, Failed, Incr, Number, Put
 from cluster.slot import Primary
+from kvstore.node.connection import Connection
 from kvstore.node.server import TURN_FRAMES_MAX
 from kvstore.wire.protocol import Request, Response
 from tests.kvstore.node_harness import MEMBER_ID, RAW, put, running
@@ -14,6 +15,8 @@ from tests.process.cluster_processes import wait_for_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
     from kvstore.node.gathering import Waiter
     from kvstore.node.node import Node
@@ -52,6 +55,31 @@ async def test_overload_is_refused_before_any_work_and_counted() -> None:
         assert harness.metrics.refused_total("overloaded") == 2, "each once"
         harness.node.admission.end(1, 0, 1, served=True)
         assert await wire.stored() == {}
+
+
+async def test_answers_of_one_turn_leave_in_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system call for each of the refused would be most of what refusing costs."""
+    written: list[int] = []
+    write = Connection._write
+
+    def counted(connection: Connection, data: bytes) -> None:
+        written.append(len(data))
+        write(connection, data)
+
+    numbers = range(TURN_FRAMES_MAX)
+    puts = [Request(n, 0xC, n, False, 2_000, 0, [Put(b"k", RAW)], []) for n in numbers]
+    async with running() as harness, harness.client() as wire:
+        await wire.ask([Put(b"k", RAW)])
+        monkeypatch.setattr(Connection, "_write", counted)
+        for limit in (TURN_FRAMES_MAX * 2, 1):  # all are carried out, then all are refused
+            harness.node.admission.begin(1, 0)
+            harness.node.admission.limit = limit
+            written.clear()
+            await wire.send(*puts)
+            for _ in puts:
+                assert isinstance(await wire.receive(), Response)
+            harness.node.admission.end(1, 0, 1, served=True)
+            assert len(written) < TURN_FRAMES_MAX / 4, "it depends on how the bytes arrive"
 
 
 def answer_nothing(node: Node) -> None:
