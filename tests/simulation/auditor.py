@@ -37,7 +37,7 @@ class Auditor:
 
     def __init__(self, world: World, slot_count: int) -> None:
         self._world = world
-        self._slot_count = slot_count
+        self.slot_count = slot_count
         self._looked: dict[tuple[int, NodeId], tuple[Position, bytes, Any]] = {}
         """Slot and node -> where it stood when its content was read last."""
         self._contents: dict[tuple[int, Position], tuple[str, bytes]] = {}
@@ -47,7 +47,7 @@ class Auditor:
 
     def replicas(self) -> Held:
         """By slot, who holds it; the system slot is the last."""
-        held: Held = [[] for _ in range(self._slot_count + 1)]
+        held: Held = [[] for _ in range(self.slot_count + 1)]
         for machine, node in self._world.nodes():
             for slot in node.table.slots:
                 if slot is not None and slot.holds_state:

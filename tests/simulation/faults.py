@@ -7,6 +7,7 @@ has three whole copies again, because no store promises to outlive the loss of a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.membership import Leave, Pace, Replicate, Weigh
@@ -54,7 +55,7 @@ class Chaos:
             self._disk(kind, machine, rng)
         elif kind in ("join", "leave", "weigh", "replicate", "pace"):
             self._operate(kind, machine, rng)
-        elif kind in ("cut", "bridge", "break", "slow", "duel"):
+        elif kind in ("cut", "bridge", "break", "slow", "duel", "doubt"):
             self._network(kind, machine, rng)
         else:
             self._process(kind, machine, rng)
@@ -108,6 +109,8 @@ class Chaos:
                 universe.at(mend_at, network.mend)
             case "duel":
                 self._duel(rng, mend_at)
+            case "doubt":
+                self._doubt(rng, mend_at)
             case "break":
                 network.break_some(rng.choice((0.1, 0.5, 1.0)))
             case _:
@@ -116,18 +119,8 @@ class Chaos:
     def _duel(self, rng: Random, mend_at: float) -> None:
         """A slot's primary and another of its members lose each other; all others reach both."""
         world, network = self._world, self._world.network
-        by_id = {machine.id: machine for machine in world.machines}
-        led = [
-            (machine, slot)
-            for held in world.auditor.replicas()
-            for machine, slot in held
-            if isinstance(slot.role, Primary)
-        ]
-        if not led:
-            return
-        primary, slot = rng.choice(led)
-        others = [by_id[n] for n in slot.config.members if n in by_id and n != primary.id]
-        if not others:
+        primary, others = self._some_members(rng)
+        if primary is None or not others:
             return
         rival = rng.choice(others)
         network.cut([(primary.host, rival.host), (rival.host, primary.host)])
@@ -140,6 +133,44 @@ class Chaos:
             universe.at(at, process.pause)
             universe.at(at + rng.choice((0.1, 0.5)), process.resume)
         universe.at(mend_at, network.mend)
+
+    def _doubt(self, rng: Random, mend_at: float) -> None:
+        """A duel that the next in ring order wins, slowly, while the primary goes on.
+
+        The others' links to the primary break for as long as it takes to dial again. Who is asked
+        meanwhile is willing; it promises when it hears the primary again.
+        """
+        network, universe = self._world.network, self._world.universe
+        primary, others = self._some_members(rng, written=True)
+        if primary is None or len(others) < 2:
+            return
+        rival, *witnesses = others
+        network.cut([(primary.host, rival.host), (rival.host, primary.host)])
+        network.part(primary.host, rival.host)
+        seconds = rng.choice((0.05, 0.2))
+        network.slow[rival.host] = seconds / network.delay_seconds
+        for witness in witnesses:
+            part = partial(network.part, witness.host, primary.host)
+            universe.at(universe.now + seconds * rng.uniform(1.0, 3.0), part)
+        universe.at(mend_at, network.mend)
+
+    def _some_members(
+        self, rng: Random, *, written: bool = False
+    ) -> tuple[Machine | None, list[Machine]]:
+        """Any slot's primary, and the other members in ring order; written: one that has keys."""
+        world = self._world
+        users = world.auditor.slot_count if written else None
+        by_id = {machine.id: machine for machine in world.machines}
+        led = [
+            (machine, slot)
+            for held in world.auditor.replicas()[:users]
+            for machine, slot in held
+            if isinstance(slot.role, Primary) and (slot.sequence or not written)
+        ]
+        if not led:
+            return None, []
+        primary, slot = rng.choice(led)
+        return primary, [by_id[n] for n in slot.config.members if n in by_id and n != primary.id]
 
     def _disk(self, kind: str, machine: Machine, rng: Random) -> None:
         universe, disk = self._world.universe, machine.disk

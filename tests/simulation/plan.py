@@ -25,8 +25,8 @@ CLOCK_FAULTS = ("jump",)
 DISK_FAULTS = ("wipe", "syncfail", "rot", "full", "slowdisk")
 MEMBER_FAULTS = ("join", "leave", "weigh", "replicate", "pace")
 FAULTS = PROCESS_FAULTS + NETWORK_FAULTS + CLOCK_FAULTS + DISK_FAULTS + MEMBER_FAULTS
-LATER_FAULTS = ("writefail", "duel")
-"""Drawn by a generator of their own, so that older seeds are what they were but for these."""
+LATER_FAULTS = (("later", ("writefail", "duel")), ("latest", ("doubt",)))
+"""Drawn by generators of their own, so that older seeds are what they were but for these."""
 
 LATER_SHARE = 0.15
 LATER_FAULTS_A_ROUND = 1.0
@@ -112,7 +112,7 @@ def draw_plan(seed: int) -> Plan:
     customers = rng.choice((1, 1, 2, 4))
     callers = rng.choice((1, 2, 3))
     operations = rng.choice((30, 80, 160))
-    later = rng_of(seed, "later")
+    later = {name: rng_of(seed, name) for name, _ in LATER_FAULTS}
     burst = operations * round_seconds / (chaos_seconds * customers * callers)
     return Plan(
         nodes=rng.choice((3, 3, 3, 4, 5)),
@@ -131,7 +131,7 @@ def draw_plan(seed: int) -> Plan:
         keys=rng.choice((1, 2, 4)),
         kinds=kinds,
         chaos_seconds=chaos_seconds,
-        balanced=later.random() < 0.2,
+        balanced=later["later"].random() < 0.2,
         knobs=_draw_knobs(rng, allowed),
         faults=_with_later(
             _draw_faults(rng, allowed, chaos_seconds, round_seconds, faults_a_round),
@@ -171,12 +171,14 @@ def _draw_faults(
 
 
 def _with_later(
-    faults: tuple[Fault, ...], rng: Random, chaos_seconds: float, round_seconds: float
+    faults: tuple[Fault, ...], rngs: dict[str, Random], chaos_seconds: float, round_seconds: float
 ) -> tuple[Fault, ...]:
     """The same, and what was thought of later among them."""
-    allowed = tuple(fault for fault in LATER_FAULTS if rng.random() < LATER_SHARE)
-    if not allowed:
-        return faults
-    more = _draw_faults(rng, allowed, chaos_seconds, round_seconds, LATER_FAULTS_A_ROUND)
-    numbered = [fault._replace(number=len(faults) + n) for n, fault in enumerate(more)]
-    return tuple(sorted((*faults, *numbered)))
+    for name, kinds in LATER_FAULTS:
+        rng = rngs[name]
+        allowed = tuple(fault for fault in kinds if rng.random() < LATER_SHARE)
+        if allowed:
+            more = _draw_faults(rng, allowed, chaos_seconds, round_seconds, LATER_FAULTS_A_ROUND)
+            numbered = [fault._replace(number=len(faults) + n) for n, fault in enumerate(more)]
+            faults = tuple(sorted((*faults, *numbered)))
+    return faults

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import heapq
+import inspect
 from asyncio import events
 from collections import deque
 from itertools import count
@@ -173,6 +174,10 @@ class Process:
     def kill(self) -> None:
         """It never runs again."""
         self.alive = False
+        for callback in self._ready:
+            task = getattr(callback.function, "__self__", None)  # the next step of a task
+            if isinstance(task, asyncio.Task):
+                _close_if_new(task.get_coro())
         self._ready.clear()
         self._timers.clear()
         self.universe.bury(self)
@@ -308,6 +313,8 @@ class Process:
     def create_task(
         self, coroutine: Any, *, name: str | None = None, context: Any = None
     ) -> asyncio.Task[Any]:
+        if not self.alive:
+            _close_if_new(coroutine)
         return asyncio.Task(coroutine, loop=self._as_loop, name=name, context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -334,3 +341,12 @@ class Process:
         self, factory: Any, host: Any = None, port: Any = None, **_: Any
     ) -> tuple[Any, Any]:
         return await self.network.connect(self, factory, f"{host}:{port}")
+
+
+def _close_if_new(coroutine: Any) -> None:
+    """What will never begin is closed, or Python warns that nobody awaited it; nothing of it runs.
+
+    One that has begun is left as it is: to close it would run what follows its current step.
+    """
+    if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == "CORO_CREATED":
+        coroutine.close()
