@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
+import pytest
+
 from kvstore.cli.local_cluster import LocalCluster
+from kvstore.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,6 +97,21 @@ def command(*arguments: str, url: str = "", stdin: bytes = b"") -> subprocess.Co
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
+
+
+def command_here(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
+    """As `command`, in this process: without an interpreter and its imports for each."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in [name for name in os.environ if name.startswith("KVSTORE_")]:
+            patch.delenv(name)
+        patch.setenv("KVSTORE_URL", url)
+        patch.setattr(sys, "argv", ["kvstore", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    status = ended.value.code
+    assert isinstance(status, int)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 async def wait_for_async(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:

@@ -1,13 +1,15 @@
-"""One cluster for all tests that hurt nobody."""
+"""One cluster for all tests that hurt nobody, and one for those that only kill and freeze."""
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 import kvstore
-from tests.process.cluster_processes import running_cluster
+from tests.process.cluster_processes import READY_S, running_cluster, states_seen_by, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +22,33 @@ if TYPE_CHECKING:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with running_cluster(tmp_path_factory.mktemp("cluster")) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with running_cluster(tmp_path_factory.mktemp("patient")) as found:
+        yield found
+
+
+@pytest.fixture
+def fresh(patient: LocalCluster) -> LocalCluster:
+    """A cluster to hurt: three nodes that see each other alive, and no keys.
+
+    A test may leave nodes killed or frozen, and nothing else that a start does not mend.
+    """
+    for node in patient.nodes:
+        node.signal(signal.SIGCONT)
+        assert node.process is not None
+        if node.state != "running":
+            node.process.wait()
+            patient.start_node(node)
+    patient.wait_ready(READY_S)
+    for viewer in range(len(patient.nodes)):
+        seen = partial(states_seen_by, patient, viewer)
+        wait_for(lambda: list(seen().values()) == ["alive"] * 3, "all see all alive")  # noqa: B023
+    with kvstore.connect(patient.url, timeout=20) as db:
+        db.delete_many([key for key, _ in db.scan()])
+    return patient
 
 
 @pytest.fixture

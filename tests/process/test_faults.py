@@ -10,15 +10,14 @@ import pytest
 
 import kvstore
 from kvstore.errors import KVError
-from tests.process.cluster_processes import running_cluster, states_seen_by, wait_for
+from tests.process.cluster_processes import states_seen_by, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from kvstore.cli.local_cluster import LocalCluster
 
 KEYS = 64
+PAUSE_S = 0.01
+"""Between two writes of a thread that nobody waits for: nodes that start need the processor."""
 
 
 class Writers:
@@ -26,6 +25,8 @@ class Writers:
 
     def __init__(self, url: str, threads: int = 2) -> None:
         self._stopping = threading.Event()
+        self._wanted = threading.Event()
+        """Somebody waits for more writes: no pauses."""
         self.acknowledged: dict[str, int] = {}
         self.errors: list[KVError] = []
         self._threads = [threading.Thread(target=self._run, args=(url, n)) for n in range(threads)]
@@ -42,22 +43,20 @@ class Writers:
                     self.acknowledged[key] = db.incr(key)
                 except KVError as error:
                     self.errors.append(error)
+                if not self._wanted.is_set():
+                    self._stopping.wait(PAUSE_S)
 
     def more(self, count: int) -> None:
         """Wait until so many more increments are acknowledged."""
         goal = sum(self.acknowledged.values()) + count
+        self._wanted.set()
         wait_for(lambda: sum(self.acknowledged.copy().values()) >= goal, f"{count} more writes")
+        self._wanted.clear()
 
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[LocalCluster]:
-    with running_cluster(tmp_path) as cluster:
-        yield cluster
 
 
 def check_counts(cluster: LocalCluster, writers: Writers) -> None:

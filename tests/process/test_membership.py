@@ -7,8 +7,8 @@ import signal
 from typing import TYPE_CHECKING
 
 import kvstore
+from tests.process.cluster_processes import command_here as command
 from tests.process.cluster_processes import (
-    command,
     running_cluster,
     states_seen_by,
     wait_for,

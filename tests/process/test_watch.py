@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kvstore
-from tests.process.cluster_processes import command, running_cluster, states_seen_by, wait_for
+from tests.process.cluster_processes import command, states_seen_by, wait_for
 from tests.process.test_faults import Writers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from kvstore.cli.local_cluster import LocalCluster
@@ -100,12 +99,6 @@ class LoopListening:
         self._thread.join(10)
         assert not self._thread.is_alive()
         self._loop.close()
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[LocalCluster]:
-    with running_cluster(tmp_path) as cluster:
-        yield cluster
 
 
 def kill_two_after_each_other(cluster: LocalCluster, writers: Writers) -> None:
