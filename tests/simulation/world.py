@@ -75,10 +75,14 @@ class World:
             for n in range(1, plan.nodes + SPARES + 1)
         ]
         self.history = History(self.universe)
-        self.callers = [self._caller(n, plan.timeout_seconds) for n in range(plan.callers)]
+        self.callers = [
+            self._caller(n, plan.timeout_seconds, balanced=plan.balanced)
+            for n in range(plan.callers)
+        ]
         self.customers: list[Customer] = []
         self.observers = [
-            Observer(self._caller(n, 5.0), SLOT_COUNT) for n in range(100, 100 + plan.observers)
+            Observer(self._caller(n, 5.0, balanced=False), SLOT_COUNT)  # a watch needs primaries
+            for n in range(100, 100 + plan.observers)
         ]
         self.auditor = Auditor(self, SLOT_COUNT)
         self.chaos = Chaos(self)
@@ -87,7 +91,7 @@ class World:
         self.serving_seconds = 0.0
         self.equal_seconds = 0.0
 
-    def _caller(self, number: int, timeout_seconds: float) -> Caller:
+    def _caller(self, number: int, timeout_seconds: float, *, balanced: bool) -> Caller:
         rng = rng_of(self.seed, "caller", number)
         return Caller(
             self.universe,
@@ -96,7 +100,7 @@ class World:
             self.plan.nodes,
             timeout_seconds,
             rng,
-            balanced=self.plan.balanced,
+            balanced=balanced,
         )
 
     # -- the run -----------------------------------------------------------------------------
