@@ -52,6 +52,9 @@ FIRST_LOOK = 512
 WALK_MS = 1_000
 """In which every slot is looked at once."""
 
+WALK_PART_MAX = 2_048
+"""Slots that a late tick makes up for: all of them would make the next one late too."""
+
 QUIET_WALK_MS = 5_000
 """... where the last walk found each where it belongs: it was 0.7 % of a core."""
 
@@ -91,6 +94,8 @@ class Moves:
         """The slot that the walk comes to next."""
         self.in_flight_max = MOVES_IN_FLIGHT_DEFAULT
         self._room = Room(MOVES_IN_FLIGHT_DEFAULT)
+        self.is_surveyed = False
+        """Whether each slot was looked at since the owners changed."""
         self.copies_pending = self._copies_met = 0
         """Copies that pending slots need: by the last walk, and so far in this one."""
         self.paused = False
@@ -110,7 +115,7 @@ class Moves:
         assert len(owners) == len(self._slots)
         assert all(owners), "a slot has owners"
         self._wanted = owners
-        self._walk_at, self._walk_ms = 0, WALK_MS
+        self._walk_at, self._walk_ms, self.is_surveyed = 0, WALK_MS, False
         self._walk(min(FIRST_LOOK, len(self._slots)))
 
     @property
@@ -125,7 +130,7 @@ class Moves:
         return [self._view(slot) for slot in slots if slot is not None and self._leads(slot)]
 
     def felt_late(self, late_ms: float) -> None:
-        """A timer of this node came so late (see `Room`); who sets no rate gives way to nobody."""
+        """Somebody waited so long for this node (`Room`); who sets no rate gives way to nobody."""
         self._room.felt_late(0.0 if self.throttle.bytes_per_s is None else late_ms)
 
     def view(self) -> list[Move]:
@@ -318,11 +323,11 @@ class Moves:
         """As far as the time since the last tick takes the walk."""
         count = len(self._slots)
         part = count * (self._ctx.now_ms - self._walked_at_ms) // self._walk_ms
-        if part >= count:
+        if part >= count <= WALK_PART_MAX:
             self._walk_at = 0
             self._walk(count)
         elif part:
-            self._walk(min(self._walk_at + part, count))
+            self._walk(min(self._walk_at + min(part, WALK_PART_MAX), count))
 
     def _walk(self, end: int) -> None:
         """Look at the slots up to ``end``, and see to it that each is where it belongs here."""
@@ -330,13 +335,18 @@ class Moves:
         if self._walk_at == 0:
             self._surpluses.begin_walk(self._room.places)
             self._copies_met = 0
-        for number in range(self._walk_at, end):
-            slot = self._slots[number]
-            if slot is not None:
+        slots, wanted, me = self._slots, self._wanted, self._ctx.me
+        active, urgent, others, blocked = self.active, self._urgent, self._others, self._blocked
+        for n in range(self._walk_at, end):
+            slot = slots[n]
+            if slot is None:
+                continue
+            met = n in active or n in urgent or n in others or n in blocked
+            if met or not _is_home(slot, wanted[n], me):
                 self._look_at(slot)
         self._walk_at = end
         if end == len(self._slots):
-            self._walk_at, self.copies_pending = 0, self._copies_met
+            self._walk_at, self.copies_pending, self.is_surveyed = 0, self._copies_met, True
             busy = self.pending or self.copies_pending or self._surpluses.met
             self._walk_ms = WALK_MS if busy else QUIET_WALK_MS
         self._set_out()
@@ -365,6 +375,16 @@ class Moves:
     def _queue(self, slot: Slot) -> None:
         """To set out when its turn comes; slots that lack copies come first."""
         (self._urgent if self._is_urgent(slot) else self._others)[slot.number] = None
+
+
+def _is_home(slot: Slot, wanted: tuple[NodeId, ...], me: NodeId) -> bool:
+    """Whether a slot is where it belongs, as nearly all are: there is nothing to do."""
+    role = slot.role
+    if role is None:
+        return me in wanted or not slot.holds_state
+    if not isinstance(role, Primary):
+        return True
+    return role.serving and slot.config.sets == (wanted,) and not slot.config.learners
 
 
 def _is_plain(config: SlotConfig) -> bool:

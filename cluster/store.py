@@ -62,8 +62,13 @@ class Store(Protocol):
     def write(self, record_key: bytes, record: bytes | None) -> None:
         """Put the record under ``prefix + key``, or remove it (None)."""
 
-    def scan(self, prefix: Prefix, begin: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to ``limit`` records in key order from the user key ``begin`` on (inclusive)."""
+    def scan(
+        self, prefix: Prefix, begin: bytes, limit: int, size: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """Up to ``limit`` records in key order from the user key ``begin`` on (inclusive).
+
+        With a ``size``: no more of them once they have so many bytes, prefixes counted too.
+        """
 
     def log(self, prefix: Prefix, sequence: int, entry: bytes) -> None:
         """Put a key-log entry."""

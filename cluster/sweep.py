@@ -30,6 +30,9 @@ SWEEP_PARTS = 10
 SWEEP_PART_MS = LAGGARD_INTERVAL_MS // SWEEP_PARTS
 """Time from one part to the next."""
 
+TURN_SLOTS_MAX = 2_048
+"""So much of what is due is made up for by a late tick: more would make the next one late too."""
+
 QUIET_FACTOR = 5
 """So many times as long where the walk before found nothing: it took 1.5 % of a core."""
 
@@ -56,14 +59,14 @@ class Sweep:
         """Whether there was nothing in all of the walk before, and none since."""
 
     def tick(self) -> None:
-        """Walk over the part that is due, or over those that are if the tick is late."""
+        """Walk over the part that is due, or over more of them if the tick is late."""
         self._note(self._leadership.is_busy or bool(self._ctx.full))
         part_ms = SWEEP_PART_MS * (QUIET_FACTOR if self._is_quiet else 1)
         due = min((self._ctx.now_ms - self._swept_at_ms) // part_ms, SWEEP_PARTS)
         if not due:
             return
         self._swept_at_ms = self._ctx.now_ms
-        for _ in range(due):
+        for _ in range(min(due, max(1, TURN_SLOTS_MAX * SWEEP_PARTS // len(self._slots)))):
             self._walk(self._next_part)
             self._next_part = (self._next_part + 1) % SWEEP_PARTS
             if self._next_part == 0:
@@ -75,7 +78,8 @@ class Sweep:
 
     def _walk(self, part: int) -> None:
         leadership, leader_of = self._leadership, self._ctx.leader_of
-        reachable = self._ctx.reachable
+        reachable, me = self._ctx.reachable, self._ctx.me
+        stops = me in self._ctx.retiring
         before = self._laggards[part]
         now = self._laggards[part] = {}
         lost: list[int] = []
@@ -90,9 +94,10 @@ class Sweep:
             elif not isinstance(primary, Primary) or not primary.serving:
                 leadership.candidates.add(number)
             else:
-                if primary.handing_to is None:
+                if primary.handing_to is None and (slot.config.members[0] != me or stops):
                     leadership.consider_return(slot)
-                self._remind_laggards(slot, primary, before, now)
+                if any(primary.durable.get(n, -1) < slot.sequence for n in primary.peers):
+                    self._remind_laggards(slot, primary, before, now)
         if lost:
             leadership.orphan(lost)
         self._note(bool(now) or leadership.is_busy)

@@ -5,10 +5,12 @@ bring, and a message may be sent while there are any; it may take the bucket int
 next one waits for. So the rate holds over time whatever the size of a message, and one that is
 larger than the bucket is not stuck.
 
-`Room` follows how busy the node is, and that is told by the lateness of its own timers: users'
-requests wait as long behind the moves, so these give way (additive increase, multiplicative
-decrease: Chiu and Jain, 1989), and pause between one wave and the next while it is late. Small
-slots cost few bytes, but each costs some work all over the cluster. It never falls below a number
+`Room` follows how busy the node is, and that is told by the lateness of its own timers and by what
+took it longest of all that its peers said: users' requests wait as long behind the moves, so these
+give way (additive increase, multiplicative decrease: Chiu and Jain, 1989), and pause between one
+wave and the next while it is late. Timers alone do not tell: they come twenty times a second, and a
+turn of 15 ms now and then is seldom there just when one is due. Small slots cost few bytes, but
+each costs some work all over the cluster. It never falls below a number
 that still goes together well: what one slot costs alone, in frames and fsyncs, a few of them cost
 together, so that to move fewer at once would not be gentler, only longer.
 """
@@ -19,7 +21,7 @@ BURST_MS = 100
 """Unused time is kept for no longer than this, so that a pause is not followed by a flood."""
 
 LATE_MS = 4
-"""A timer that comes later than this came behind too much work: a read takes less."""
+"""Who waits longer than this waits behind too much work: a read takes less."""
 
 PLACES_MIN = 16
 """So many slots take a step together in a few milliseconds."""
@@ -68,7 +70,7 @@ class Room:
         return True
 
     def felt_late(self, late_ms: float) -> None:
-        """A timer of this node came so late."""
+        """Somebody waited so long: a timer, or whoever came behind a message of a peer."""
         if late_ms > LATE_MS:
             self.places = max(PLACES_MIN, self.places // 2)
         else:

@@ -43,10 +43,11 @@ DIFFERENCE_BYTES_MAX = 4 * 1_048_576
 """A difference over this is brought as a whole copy: a message must fit into a frame."""
 
 CHUNK_BYTES = 262_144
-"""A page of a whole copy is full above this: other traffic waits behind it for few milliseconds.
-One step of `page` may take it over by as much as `CHUNK_ROWS_MIN` values of the greatest size."""
+"""A page of a whole copy is full with so much: other traffic waits behind it for few milliseconds.
+The last record may take it over by its size."""
 
-CHUNK_ROWS_MIN = 4
+CHUNK_ROWS_MAX = 4_096
+"""... or with so many records."""
 
 
 def touched_keys(slot: Slot, above: int, ctx: Context) -> list[bytes]:
@@ -85,7 +86,7 @@ def content_for(
 def send_first_chunk(slot: Slot, ballot: Ballot, peer: NodeId, ctx: Context) -> None:
     """Begin a whole copy (R11)."""
     changes, more = page(slot, b"", ctx)
-    entries = ctx.store.log_entries(slot.prefix, 0)
+    entries = ctx.store.log_entries(slot.prefix, slot.log_begin - 1)
     head = Head(slot.position, slot.config, slot.runs, entries)
     chunk = Chunk(slot.number, ballot, head, slot.sequence, b"", changes, more)
     ctx.out.send[peer].append(chunk)
@@ -125,20 +126,13 @@ def page(slot: Slot, after: bytes, ctx: Context) -> tuple[list[Change], bool]:
     Raises:
         Damage: one fails its checksum (R18).
     """
-    changes: list[Change] = []
-    size, rows_max = 0, CHUNK_ROWS_MIN
     begin = after + b"\0" if after else b""
-    while size < CHUNK_BYTES:
-        rows = ctx.store.scan(slot.prefix, begin, rows_max)
-        for key, record in rows:
-            check_intact(key, record)
-        changes += rows
-        if len(rows) < rows_max:
-            return changes, False
-        size += sum(len(key) + len(record) for key, record in rows)
-        begin = rows[-1][0] + b"\0"
-        rows_max = max(CHUNK_ROWS_MIN, min(2 * rows_max, CHUNK_BYTES * len(changes) // (size + 1)))
-    return changes, True
+    rows = ctx.store.scan(slot.prefix, begin, CHUNK_ROWS_MAX, CHUNK_BYTES)
+    size = 0
+    for key, record in rows:
+        check_intact(key, record)
+        size += len(slot.prefix) + len(key) + len(record)
+    return [*rows], len(rows) == CHUNK_ROWS_MAX or size >= CHUNK_BYTES
 
 
 def install(

@@ -72,6 +72,9 @@ class CoreLoop:
         """Whether this tick has begun: the core has been told the time."""
         self._began_ms = clock.now_ms()
         """When the newest tick began."""
+        self._received_ms: int | None = None
+        """When a message of a peer was taken first in this tick."""
+        self._longest_ms = 0
         self._scheduled = False
         self._closed = False
         self.peers: Peers | None = None
@@ -92,6 +95,8 @@ class CoreLoop:
     def receive(self, sender: NodeId, messages: list[SlotMessage]) -> None:
         """Messages of a peer."""
         self._begin()
+        if self._received_ms is None:
+            self._received_ms = self._clock.now_ms()
         self._table.receive(sender, messages)
         self._settle()
 
@@ -119,6 +124,14 @@ class CoreLoop:
             self._end_tick()
         else:
             self.wake()
+
+    def longest_ms(self) -> int:
+        """What took longest of all that peers said, from its arrival until it was done with.
+
+        Since the last time that this was asked.
+        """
+        longest, self._longest_ms = self._longest_ms, 0
+        return longest
 
     def close(self) -> None:
         """No more ticks: the node stops."""
@@ -150,6 +163,9 @@ class CoreLoop:
         if out.alarms and self.health is not None:
             self.health.on_alarms(out.alarms)
         router.end_tick()
+        if self._received_ms is not None:
+            took_ms = self._clock.now_ms() - self._received_ms
+            self._longest_ms, self._received_ms = max(self._longest_ms, took_ms), None
 
     def _synced(self, after: Mapping[NodeId, list[SlotMessage]]) -> None:
         """What was written when these were queued is durable now (R2, R9)."""

@@ -120,7 +120,9 @@ class Membership:
 
     def is_placed(self) -> bool:
         """Whether what is left to move is known by the newest topology."""
-        return self._spreading is not None and self._spreading.is_placed
+        if self._spreading is None or not self._spreading.is_placed:
+            return False
+        return self._node.table.moves.is_surveyed
 
     def epoch(self) -> int:
         """Of the newest topology that this node knows; 0 before the cluster is founded."""

@@ -219,7 +219,8 @@ class Node:
 
     def _tick(self) -> None:
         self.core.wake()
-        self.table.moves.felt_late(1_000 * (self._loop.time() - self._tick_due))
+        late_ms = 1_000 * (self._loop.time() - self._tick_due)
+        self.table.moves.felt_late(max(late_ms, self.core.longest_ms()))
         self.health.tick()
         self.table.tick()
         self.router.tick()

@@ -160,9 +160,12 @@ class Engine(Protocol):
         """
 
     def scan(
-        self, table: Table, begin: bytes, end: bytes, *, limit: int
+        self, table: Table, begin: bytes, end: bytes, *, limit: int, size: int | None = None
     ) -> list[tuple[bytes, bytes]]:
-        """The first ``limit`` pairs with ``begin <= key < end``, in key order."""
+        """The first ``limit`` pairs with ``begin <= key < end``, in key order.
+
+        With a ``size``: no more of them once they have so many bytes, or more by the last one.
+        """
 
     def cursor(self, table: Table, begin: bytes = b"", end: bytes | None = None) -> Cursor:
         """A cursor over ``begin <= key < end`` (None: to the last key), standing at its first key.

@@ -163,14 +163,21 @@ class MemoryEngine:
         self._closed = False
 
     def scan(
-        self, table: Table, begin: bytes, end: bytes, *, limit: int
+        self, table: Table, begin: bytes, end: bytes, *, limit: int, size: int | None = None
     ) -> list[tuple[bytes, bytes]]:
-        """The first ``limit`` pairs of a range, in key order."""
+        """The first pairs of a range, in key order."""
         rows = self._table(table)
         if begin >= end:
             return []
-        keys = islice(rows.irange(begin, end, inclusive=(True, False)), limit)
-        return [(key, rows[key]) for key in keys]
+        found: list[tuple[bytes, bytes]] = []
+        left = size
+        for key in islice(rows.irange(begin, end, inclusive=(True, False)), limit):
+            if left is not None:
+                if left <= 0:
+                    break
+                left -= len(key) + len(rows[key])
+            found.append((key, rows[key]))
+        return found
 
     def cursor(self, table: Table, begin: bytes = b"", end: bytes | None = None) -> Cursor:
         """A cursor over a copy of a range."""

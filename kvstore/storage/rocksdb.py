@@ -231,16 +231,18 @@ class RocksEngine:
         self._mark.after_sync(covered)
 
     def scan(
-        self, table: Table, begin: bytes, end: bytes, *, limit: int
+        self, table: Table, begin: bytes, end: bytes, *, limit: int, size: int | None = None
     ) -> list[tuple[bytes, bytes]]:
-        """The first ``limit`` pairs of a range, in key order (0.35 us each)."""
+        """The first pairs of a range, in key order (0.35 us each; an iterator takes 30 to 60)."""
         if begin >= end:
             return []
         iterator = self._iterator(table, begin, end)
         valid, key, value, step = iterator.valid, iterator.key, iterator.value, iterator.next
         found: list[tuple[bytes, bytes]] = []
-        while len(found) < limit and valid():
+        while len(found) < limit and (size is None or size > 0) and valid():
             found.append((key(), value()))
+            if size is not None:
+                size -= len(found[-1][0]) + len(found[-1][1])
             step()
         self.check(iterator)
         return found

@@ -21,9 +21,6 @@ DROP_KEYS_MAX = 1_024
 DROP_BYTES_MAX = 262_144
 """A generation of more is dropped with a range: to read its keys would cost more than that."""
 
-DROP_ROWS_MIN = 4
-"""Looked at first, and eight times as many with each further step."""
-
 LOG_FEW = 4
 """Entries of a key log that are read one by one."""
 
@@ -67,11 +64,13 @@ class TickStore:
         else:
             self._batch.put(_RECORDS, record_key, record)
 
-    def scan(self, prefix: bytes, begin: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    def scan(
+        self, prefix: bytes, begin: bytes, limit: int, size: int | None = None
+    ) -> list[tuple[bytes, bytes]]:
         """User keys and records in order from ``begin`` on."""
         self.flush()
         end = keyspace.prefix_end(prefix)
-        rows = self._scan(Table.RECORDS, prefix + begin, end, limit)
+        rows = self._scan(Table.RECORDS, prefix + begin, end, limit, size)
         cut = len(prefix)
         return [(key[cut:], record) for key, record in rows]
 
@@ -109,10 +108,10 @@ class TickStore:
         return None
 
     def _scan(
-        self, table: Table, begin: bytes, end: bytes, limit: int
+        self, table: Table, begin: bytes, end: bytes, limit: int, size: int | None = None
     ) -> list[tuple[bytes, bytes]]:
         try:
-            return self._engine.scan(table, begin, end, limit=limit)
+            return self._engine.scan(table, begin, end, limit=limit, size=size)
         except EngineCorruption as error:
             raise Damage(str(error)) from error
 
@@ -141,20 +140,13 @@ class TickStore:
 
     def _few_keys(self, table: Table, prefix: bytes) -> list[bytes] | None:
         """All keys with a prefix; None if they are many, or hard to read."""
-        begin, end = prefix, keyspace.prefix_end(prefix)
-        keys: list[bytes] = []
-        size, limit = 0, DROP_ROWS_MIN
-        while size <= DROP_BYTES_MAX and len(keys) <= DROP_KEYS_MAX:
-            try:
-                rows = self._engine.scan(table, begin, end, limit=limit)
-            except EngineCorruption:
-                return None
-            keys += [key for key, _ in rows]
-            if len(rows) < limit:
-                return keys
-            size += sum(len(value) for _, value in rows)
-            begin, limit = keys[-1] + b"\0", 8 * limit
-        return None
+        limit, end = DROP_KEYS_MAX + 1, keyspace.prefix_end(prefix)
+        try:
+            rows = self._engine.scan(table, prefix, end, limit=limit, size=DROP_BYTES_MAX)
+        except EngineCorruption:
+            return None
+        size = sum(len(key) + len(value) for key, value in rows)
+        return [key for key, _ in rows] if len(rows) < limit and size < DROP_BYTES_MAX else None
 
     def set_slot(self, slot: int, row: bytes) -> None:
         """Put a slot's row."""

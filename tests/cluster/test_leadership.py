@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from cluster import sweep
 from cluster.leadership import RANK_DELAY_MS, Leadership
 from cluster.outputs import Outputs
 from cluster.slot import Context, Slot
@@ -14,6 +15,8 @@ from kvstore.storage.memory import MemoryEngine
 from kvstore.storage.tick_store import TickStore
 
 if TYPE_CHECKING:
+    import pytest
+
     from cluster.slot import Call
 
 SLOTS = 1_003
@@ -72,6 +75,20 @@ def test_ticks_that_come_late_walk_over_what_is_due_at_most_once() -> None:
     ctx.now_ms += 100 * SWEEP_PARTS * SWEEP_PART_MS
     leadership.tick()
     assert sorted(slots.seen) == list(range(SLOTS))
+
+
+def test_a_late_tick_does_not_walk_over_thousands_of_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "TURN_SLOTS_MAX", SLOTS // 4)
+    slots = Watched()
+    ctx = Context(1, TickStore(MemoryEngine()), Outputs())
+    leadership = Leadership(slots, ctx, random.Random(0), replay)
+    ctx.now_ms += SWEEP_PARTS * SWEEP_PART_MS
+    leadership.tick()
+    assert 0 < len(slots.seen) <= SLOTS // 4
+    for _ in range(SWEEP_PARTS):
+        ctx.now_ms += SWEEP_PART_MS
+        leadership.tick()
+    assert set(slots.seen) == set(range(SLOTS))
 
 
 def test_the_second_waits_while_the_first_gets_on() -> None:

@@ -170,7 +170,6 @@ def test_a_primary_that_moved_itself_away_asks_enough_others_about_a_read() -> N
 
 def test_a_copy_takes_the_time_that_its_bytes_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1_000)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     c = Cluster(ids=IDS)
     for number in range(20):
         c.put(1, b"%02d" % number, b"v" * 1_000)
@@ -191,7 +190,6 @@ def test_a_copy_takes_the_time_that_its_bytes_take(monkeypatch: pytest.MonkeyPat
 
 def test_a_rate_is_changed_while_a_copy_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1_000)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     c = Cluster(ids=IDS)
     for number in range(20):
         c.put(1, b"%02d" % number, b"v" * 1_000)
@@ -210,7 +208,6 @@ def test_a_rate_is_changed_while_a_copy_waits_for_it(monkeypatch: pytest.MonkeyP
 def test_a_slow_copy_is_not_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reminders come every second; a page may wait longer for the throttle."""
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     c = Cluster(ids=IDS)
     for number in range(3):
         c.put(1, b"%02d" % number, b"v" * 1_000)
@@ -269,7 +266,6 @@ def test_a_node_lets_itself_be_brought_a_few_slots_at_once(
 
 def test_a_copy_that_nobody_goes_on_with_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     c = Cluster(ids=IDS)
     for number in range(8):
         c.put(1, b"%02d" % number, 1)
@@ -291,7 +287,6 @@ def test_a_copy_that_nobody_goes_on_with_is_given_up(monkeypatch: pytest.MonkeyP
 
 def test_a_half_copy_does_not_outlive_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     c = Cluster(ids=IDS)
     for number in range(8):
         c.put(1, b"%02d" % number, 1)
@@ -388,6 +383,19 @@ def test_a_busy_node_rests_between_its_waves(late_ms: float, rests: bool) -> Non
     assert (table.done_total == 2) is rests, "the next wave follows at once, or later"
     let_all_arrive(c)
     assert table.done_total == SLOTS
+
+
+def test_a_late_tick_looks_at_the_slots_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "WALK_PART_MAX", 2)
+    monkeypatch.setattr(moves, "FIRST_LOOK", 0)
+    c, table = many()
+    looks = 0
+    while not table.is_surveyed:
+        looks += 1
+        assert table.pending <= 2 * looks
+        c.pass_time(10_000, nodes=(1,))
+    assert 2 * looks == SLOTS
+    let_all_arrive(c)
 
 
 def test_who_sets_no_rate_gives_way_to_nobody() -> None:

@@ -121,6 +121,17 @@ def test_scan(engine: Engine, begin: bytes, end: bytes, limit: int, found: bytes
     assert b"".join(key for key, _ in pairs) == found
 
 
+@pytest.mark.parametrize(
+    ("size", "found"), [(0, b""), (1, b"a"), (3, b"a"), (4, b"ab"), (99, b"abc")]
+)
+def test_a_scan_ends_with_the_pair_that_makes_it_long_enough(
+    engine: Engine, size: int, found: bytes
+) -> None:
+    put(engine, Table.RECORDS, a=b"12", b=b"3", c=b"4")
+    pairs = engine.scan(Table.RECORDS, b"", b"z", limit=9, size=size)
+    assert b"".join(key for key, _ in pairs) == found
+
+
 def test_a_cursor_finds_the_last_below_a_key(engine: Engine) -> None:
     put(engine, Table.LOG, a1=b"x", a2=b"y", b1=b"z", c1=b"u")
     cursor = engine.cursor(Table.LOG, b"a2", b"c")

@@ -37,8 +37,7 @@ def turned(knobs: Knobs) -> Iterator[None]:
         (key_log, "KEY_LOG_ENTRIES_MAX", knobs.log_entries),
         (key_log, "KEY_LOG_EVICTION_STEP", knobs.log_step),
         (watching, "PROGRESS_STEP", min(watching.PROGRESS_STEP, _power_below(knobs))),
-        (transfer, "CHUNK_ROWS_MIN", knobs.chunk_rows),
-        (transfer, "CHUNK_BYTES", 1 if knobs.chunk_rows < 100 else transfer.CHUNK_BYTES),
+        (transfer, "CHUNK_ROWS_MAX", knobs.chunk_rows),
         (primary, "RETRIED_OPERATIONS_MAX", knobs.retried),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in values]

@@ -25,7 +25,6 @@ KEYS = tuple(b"key-%d" % n for n in range(7))
 @pytest.fixture(autouse=True)
 def everything_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     monkeypatch.setattr(transfer, "DIFFERENCE_BYTES_MAX", 0)
     monkeypatch.setattr(key_log, "KEY_LOG_EVICTION_STEP", 1)
     monkeypatch.setattr(walk, "KEYS", KEYS)

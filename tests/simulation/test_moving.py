@@ -21,7 +21,6 @@ def test_moving_walks_keep_every_promise(chunk: int) -> None:
 
 def test_copies_of_many_pages_keep_every_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(transfer, "CHUNK_ROWS_MIN", 1)
     _walk(range(1_000, 1_000 + CHUNK_SEEDS))
 
 
