@@ -4,12 +4,14 @@ An *open loop*: requests leave by the clock and wait for nobody, as those of ver
 callers do; a closed loop slows down with the cluster and so hides the overload. With ``--window``
 it is a closed loop, which finds the peak.
 
-It speaks the client protocol itself, because a library client needs as much processor time for a
-put as a node does, and the load shares the machine with the nodes. It routes by slot as every
-client does. A request has one second; an answer that comes later counts for nothing. What a
-connection does not take is *withheld*, as it would be by a client.
+It speaks the client protocol itself and has its frames ready but for their numbers, because a
+library client needs as much processor time for a put as a node does, and the load shares the
+machine with the nodes: at five times the peak most of what it does is for requests that are
+refused. It routes by slot as every client does. A request has one second; an answer that comes
+later counts for nothing. What a connection does not take is *withheld*, as it would be by a client.
 
-At its end it prints a line of JSON for each tenth of a second: what happened since the line before.
+At its end it prints a line of JSON for each tenth of a second: what happened since the line before,
+and the processor time that it has used so far.
 """
 
 from __future__ import annotations
@@ -20,18 +22,22 @@ import random
 import secrets
 import time
 from itertools import count
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 import msgspec
 
-from cluster.operations import Code, Done, Failed, Operation, Put
+from cluster.operations import Code, Done, Failed, Put
+from cluster.records import VERSION_BYTES
 from cluster.slots import slot_of
 from kvstore.client.address import parse_url
 from kvstore.client.greeting import Greeting
 from kvstore.client.routing import NOBODY, RoutingTable
-from kvstore.wire.frames import encode_frame
+from kvstore.wire.frames import LENGTH_BYTES, decode_frame, encode_frame
 from kvstore.wire.protocol import Request, Response, RouteQuery, Routes
+
+if TYPE_CHECKING:
+    from kvstore.wire.protocol import Frame
 
 TIMEOUT_MS: Final = 1_000
 KEYS: Final = [b"overload:%06d" % number for number in range(20_000)]
@@ -43,12 +49,40 @@ REPORT_S: Final = 0.1
 STEP_S: Final = 0.002
 REDIAL_S: Final = 0.2
 DIAL_TIMEOUT_S: Final = 2.0
+FIRST_NUMBER: Final = 1 << 16
+"""From here to the end of 32 bits a number always takes four bytes and one that says so."""
+NUMBER_BYTES: Final = 4
 OUTCOMES: Final = {
     Code.OVERLOADED: "overloaded",
     Code.UNAVAILABLE: "unavailable",
     Code.DEADLINE: "unavailable",
     Code.UNKNOWN: "unknown",
 }
+
+_REFUSED: Final = encode_frame(Response(FIRST_NUMBER, [Failed(Code.OVERLOADED, "")], {}))
+_NUMBER_AT: Final = _REFUSED.index(FIRST_NUMBER.to_bytes(NUMBER_BYTES, "big"))
+_RESULT_AT: Final = _NUMBER_AT + NUMBER_BYTES
+REFUSAL: Final = _REFUSED[_RESULT_AT : _RESULT_AT + 4]
+"""What follows the number in the answer to a request that was refused as too much: one result, that
+it is `Failed`, and the code. That is enough to count it."""
+
+
+class Parts:
+    """A request's bytes, cut where its number and its slot's position stand.
+
+    The number is the frame's id and the operation's.
+    """
+
+    def __init__(self, client: int) -> None:
+        number, seen = 0x7E57_7E57, bytes(range(100, 100 + VERSION_BYTES))
+        mark = number.to_bytes(NUMBER_BYTES, "big")
+        self.bodies: list[bytes] = []
+        for key in KEYS:
+            op = Put(key, VALUE)
+            request = Request(number, client, number, False, TIMEOUT_MS, 0, [op], [seen])
+            self.head, self.client, rest = encode_frame(request).split(mark)
+            body, self.tail = rest.split(seen)
+            self.bodies.append(body)
 
 
 class Channel(asyncio.Protocol):
@@ -58,7 +92,8 @@ class Channel(asyncio.Protocol):
         self.load = load
         self.address = address
         self.waiting: dict[int, tuple[float, int]] = {}
-        """Frame id -> when it left, and its slot."""
+        """Number -> when it left, and its slot."""
+        self._rest = b""
         self.transport: asyncio.Transport | None = None
         self._greeting = Greeting("")
         self._lost = asyncio.Event()
@@ -99,17 +134,35 @@ class Channel(asyncio.Protocol):
             if self._greeting.welcomed:
                 self.load.welcomed(self)
             return
-        for frame in self._greeting.decoder.feed(data):
-            if isinstance(frame, Response):
-                sent = self.waiting.pop(frame.id, None)
-                if sent is not None:
-                    self.load.answered(sent, frame)
-            elif isinstance(frame, Routes):
-                self.load.learn(frame)
+        data = self._rest + data
+        at, end = 0, len(data)
+        refused = 0
+        while end - at >= LENGTH_BYTES:
+            begin = at + LENGTH_BYTES
+            behind = begin + int.from_bytes(data[at:begin], "big")
+            if behind > end:
+                break
+            if data.startswith(REFUSAL, at + _RESULT_AT):
+                number = int.from_bytes(data[at + _NUMBER_AT : at + _RESULT_AT], "big")
+                refused += self.waiting.pop(number, None) is not None
+            else:
+                self._on_frame(decode_frame(data[begin:behind]))
+            at = behind
+        self._rest = data[at:]
+        self.load.counts["overloaded"] += refused
+
+    def _on_frame(self, frame: Frame) -> None:
+        if isinstance(frame, Response):
+            sent = self.waiting.pop(frame.id, None)
+            if sent is not None:
+                self.load.answered(sent, frame)
+        elif isinstance(frame, Routes):
+            self.load.learn(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """What was under way stays open."""
         self.transport = None
+        self._rest = b""
         self._lost.set()
         self.load.counts["broken"] += len(self.waiting)
         self.waiting.clear()
@@ -128,10 +181,10 @@ class Load:
         self.reports: list[str] = []
         """Kept until the end: a full pipe would stop everything."""
         self._known = asyncio.Event()
-        self._client = secrets.randbits(63)
-        self._numbers = count(1)
+        self._parts = Parts(secrets.randbits(63))
+        self._numbers = count(FIRST_NUMBER)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ops: list[tuple[Operation, int]] = [(Put(key, VALUE), slot_of(key)) for key in KEYS]
+        self._ops = list(zip(self._parts.bodies, map(slot_of, KEYS), strict=True))
 
     async def connect(self) -> None:
         """To every node, with the routing table of one."""
@@ -153,26 +206,34 @@ class Load:
 
     def send(self, size: int) -> None:
         """So many puts of random keys, each in a request of its own."""
-        parts: dict[Channel, list[bytes]] = {}
+        channels: dict[str, Channel | None] = {}
+        leaving: dict[Channel, list[bytes]] = {}
+        primaries, positions = self.table.primaries, self.table.positions
+        head, client, tail = self._parts.head, self._parts.client, self._parts.tail
         now = time.monotonic()
-        for op, slot in random.choices(self._ops, k=size):
-            channel = self._channel_for(slot)
+        withheld = 0
+        for body, slot in random.choices(self._ops, k=size):
+            primary = primaries[slot]
+            if primary not in channels:
+                channels[primary] = self._channel_to(primary)
+            channel = channels[primary]
             if channel is None:
-                self.counts["withheld"] += 1
+                withheld += 1
                 continue
             number = next(self._numbers)
-            seen = [self.table.positions[slot]]
-            request = Request(number, self._client, number, False, TIMEOUT_MS, 0, [op], seen)
-            parts.setdefault(channel, []).append(encode_frame(request))
+            bytes_ = number.to_bytes(NUMBER_BYTES, "big")
+            if channel not in leaving:
+                leaving[channel] = []
+            leaving[channel] += (head, bytes_, client, bytes_, body, positions[slot], tail)
             channel.waiting[number] = (now, slot)
-            self.counts["sent"] += 1
-        for channel, data in parts.items():
+        self.counts["withheld"] += withheld
+        self.counts["sent"] += size - withheld
+        for channel, data in leaving.items():
             assert channel.transport is not None
             channel.transport.write(b"".join(data))
 
-    def _channel_for(self, slot: int) -> Channel | None:
-        """One to the primary that takes requests; to anybody if its node is gone."""
-        primary = self.table.primaries[slot]
+    def _channel_to(self, primary: str) -> Channel | None:
+        """One to the node that takes requests; to anybody if it is not known or gone."""
         mine = self.channels.get(primary, ()) if primary != NOBODY else ()
         if not any(channel.transport is not None for channel in mine):
             mine = [channel for channels in self.channels.values() for channel in channels]
@@ -200,10 +261,10 @@ class Load:
         limit = time.monotonic() - 2 * TIMEOUT_MS / 1_000
         for channels in self.channels.values():
             for channel in channels:
-                late = [number for number, (at, _) in channel.waiting.items() if at < limit]
-                for number in late:
-                    del channel.waiting[number]
-                self.counts["late"] += len(late)
+                waiting = channel.waiting  # in the order in which they left
+                while waiting and next(iter(waiting.values()))[0] < limit:
+                    del waiting[next(iter(waiting))]
+                    self.counts["late"] += 1
 
     @property
     def waiting(self) -> int:
@@ -214,6 +275,7 @@ class Load:
         """A line for `bench_overload`."""
         self.forget_late()
         document = {"at": time.monotonic(), "latencies_ms": self.latencies_ms} | self.counts
+        document["processor_s"] = time.process_time()
         self.reports.append(json.dumps(document | {"slots": sorted(self.done_slots)}))
         self.counts = dict.fromkeys(self.counts, 0)
         self.latencies_ms = []
