@@ -99,19 +99,21 @@ def command(*arguments: str, url: str = "", stdin: bytes = b"") -> subprocess.Co
     )
 
 
-def command_here(*arguments: str, url: str) -> subprocess.CompletedProcess[str]:
+def command_here(*arguments: str, url: str = "") -> subprocess.CompletedProcess[str]:
     """As `command`, in this process: without an interpreter and its imports for each."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for name in [name for name in os.environ if name.startswith("KVSTORE_")]:
             patch.delenv(name)
-        patch.setenv("KVSTORE_URL", url)
+        if url:
+            patch.setenv("KVSTORE_URL", url)
         patch.setattr(sys, "argv", ["kvstore", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
     status = ended.value.code
     assert isinstance(status, int)
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+    texts = (stream.buffer.getvalue().decode() for stream in (out, err))
+    return subprocess.CompletedProcess(arguments, status, *texts)
 
 
 async def wait_for_async(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:

@@ -17,7 +17,7 @@ from kvstore.storage.engine import Table
 from kvstore.storage.rocksdb import RocksEngine
 from tests.process.cluster_processes import (
     SMALL,
-    command,
+    command_here,
     free_port_range,
     running_cluster,
     wait_for,
@@ -73,7 +73,7 @@ def test_a_flipped_byte_in_a_table_file_is_found_said_and_mended(filled: LocalCl
     filled.wait_ready(30)
     wait_for(lambda: figures(bad).get("repaired_total", 0) > 0, "the copy is replaced", 30)
     wait_for(lambda: figures(bad).get("damaged_copies", 1) == 0, "all of them are")
-    said = command("status", url=filled.url).stdout
+    said = command_here("status", url=filled.url).stdout
     assert "replaced from the others" in said
     with kvstore.connect(filled.url) as db:
         assert db.get_many(list(KEYS)) == KEYS
@@ -146,7 +146,7 @@ def test_a_full_disk_refuses_writes_and_serves_on(tmp_path: Path) -> None:
             assert is_refused(lambda: db.incr("n"))
             assert db.get("key:1") == KEYS["key:1"]
             assert db.delete("key:1")
-        assert "is full" in command("status", url=cluster.url).stdout
+        assert "is full" in command_here("status", url=cluster.url).stdout
         if is_small:
             ballast.unlink()
         else:
