@@ -123,6 +123,11 @@ class Moves:
         """Slots that this node leads and that have yet to arrive, as of the last look; O(1)."""
         return len(self.active) + len(self._urgent) + len(self._others) + len(self._blocked)
 
+    @property
+    def unit_ms(self) -> float | None:
+        """What a step of a move takes here, as far as known (`Room.unit_ms`)."""
+        return self._room.unit_ms
+
     def first(self, limit: int) -> list[Move]:
         """Some of the pending slots, those on their way first; O(limit)."""
         numbers = islice(chain(self.active, self._urgent, self._others, self._blocked), limit)
@@ -226,6 +231,7 @@ class Moves:
                 if self._can_arrive(slot):
                     self.advance(slot)
                     free -= number in self.active
+                    self._room.set_out(len(slot.config.learners))
                 else:
                     self._blocked[number] = None
 
@@ -293,6 +299,8 @@ class Moves:
         if not self._wanted:
             return
         self._send_deferred()
+        throttled, moving = bool(self._deferred), bool(self.active)
+        self._room.pass_time(self._ctx.now_ms, throttled=throttled, moving=moving)
         if self._incoming:
             self._look_after_copies()
         self._go_on_walking()

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Share(msgspec.Struct, frozen=True):
     """One node's part: slots that it holds and leads before and after, copies that come and go.
 
-    ``sends`` are the copies that it brings to others as the primary of their slots.
+    ``sends`` are the copies that it brings to others as the primary of their slots, ``changes`` the
+    slots that it leads and that get other members.
     """
 
     node: NodeId
@@ -31,6 +32,7 @@ class Share(msgspec.Struct, frozen=True):
     led_after: int
     receives: int
     sends: int
+    changes: int
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -40,10 +42,20 @@ class Plan(msgspec.Struct, frozen=True):
     copies: int
     shares: list[Share]
 
-    def seconds(self, slot_bytes: float, copy_bytes_per_s: int) -> float | None:
-        """How long the copies take at this rate of each sender; None without a limit."""
-        most = max((share.sends for share in self.shares), default=0)
-        return most * slot_bytes / copy_bytes_per_s if copy_bytes_per_s else None
+    def seconds(self, slot_bytes: float, copy_bytes_per_s: int, unit_ms: float) -> float:
+        """How long it takes: the longest that a sender needs for its bytes, or for its steps.
+
+        Args:
+            slot_bytes: Of a slot.
+            copy_bytes_per_s: Of each sender; 0 for no limit.
+            unit_ms: What a node takes for a step of a move (`cluster.throttle.Room.set_out`).
+        """
+        bytes_s = steps_s = 0.0
+        for share in self.shares:
+            steps_s = max(steps_s, (share.changes + share.sends) * unit_ms / 1_000)
+            if copy_bytes_per_s:
+                bytes_s = max(bytes_s, share.sends * slot_bytes / copy_bytes_per_s)
+        return max(bytes_s, steps_s)
 
 
 def plan(before: Sequence[tuple[NodeId, ...]], after: Sequence[tuple[NodeId, ...]]) -> Plan:
@@ -56,7 +68,7 @@ def plan(before: Sequence[tuple[NodeId, ...]], after: Sequence[tuple[NodeId, ...
     assert len(before) == len(after)
     held_before, held_after = Counter[NodeId](), Counter[NodeId]()
     led_before, led_after = Counter[NodeId](), Counter[NodeId]()
-    receives, sends = Counter[NodeId](), Counter[NodeId]()
+    receives, sends, changes = Counter[NodeId](), Counter[NodeId](), Counter[NodeId]()
     slots = 0
     for old, new in zip(before, after, strict=True):
         held_before.update(old)
@@ -67,6 +79,7 @@ def plan(before: Sequence[tuple[NodeId, ...]], after: Sequence[tuple[NodeId, ...
         comers = [node for node in new if node not in old]
         receives.update(comers)
         sends[old[0]] += len(comers)
+        changes[old[0]] += set(old) != set(new)
     shares = [
         Share(
             node,
@@ -76,6 +89,7 @@ def plan(before: Sequence[tuple[NodeId, ...]], after: Sequence[tuple[NodeId, ...
             led_after[node],
             receives[node],
             sends[node],
+            changes[node],
         )
         for node in sorted(held_before | held_after)
     ]

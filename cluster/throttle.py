@@ -36,6 +36,9 @@ moves cost, all nodes together pay for, and users wait behind it."""
 
 PAUSE_MS_MAX = 1_000
 
+LEARN_SHARE = 0.1
+"""Of what a wave took in what is known of all of them."""
+
 
 class Room:
     """Places for moves at once, up to ``most``.
@@ -52,22 +55,48 @@ class Room:
         self.places = PLACES_MIN
         self._wave_ms: int | None = None
         """When the newest wave of moves began, until there is room for the next."""
-        self._paused_until_ms = 0
+        self._units = self._waited_ms = self._at_ms = self._paused_until_ms = 0
+        self.unit_ms: float | None = None
+        """What a step of a move takes, rests included and waiting for bytes not; see `set_out`."""
 
     def begin_wave(self, now_ms: int) -> bool:
         """Whether more moves may set out, where half of the places are free again.
 
-        Not at once if the node was late in the last second or so.
+        Not at once if the node was late in the last second or so. To wait for the throttle is a
+        rest too.
         """
         if self._wave_ms is not None:
-            if self.places < self._most // 2:
-                took_ms = now_ms - self._wave_ms
-                self._paused_until_ms = now_ms + min(PAUSE_FACTOR * took_ms, PAUSE_MS_MAX)
+            took_ms = max(now_ms - self._wave_ms - self._waited_ms, 0)
+            is_late = self.places < self._most // 2
+            rest_ms = min(PAUSE_FACTOR * took_ms, PAUSE_MS_MAX) if is_late else 0
+            self._paused_until_ms = now_ms + max(rest_ms - self._waited_ms, 0)
+            self._learn(took_ms + rest_ms)
             self._wave_ms = None
         if now_ms < self._paused_until_ms:
             return False
-        self._wave_ms = now_ms
+        self._wave_ms, self._waited_ms, self._units = now_ms, 0, 0
         return True
+
+    def _learn(self, wave_ms: int) -> None:
+        if self._units:
+            seen = wave_ms / self._units
+            before = seen if self.unit_ms is None else self.unit_ms
+            self.unit_ms = before + (seen - before) * LEARN_SHARE
+
+    def set_out(self, copies: int) -> None:
+        """A slot sets out in this wave, to be copied so often.
+
+        It counts for one more: the changes of its config take about what a small copy takes.
+        """
+        self._units += 1 + copies
+
+    def pass_time(self, now_ms: int, *, throttled: bool, moving: bool) -> None:
+        """What happened since the last call: copies waited for the rate, or nothing moved."""
+        if throttled:
+            self._waited_ms += now_ms - self._at_ms
+        if not moving:
+            self._wave_ms = None
+        self._at_ms = now_ms
 
     def felt_late(self, late_ms: float) -> None:
         """Somebody waited so long: a timer, or whoever came behind a message of a peer."""

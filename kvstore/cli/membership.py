@@ -249,7 +249,7 @@ def show_plan(found: PlanStatus, output: str) -> None:
     if output == "json":
         print_json(msgspec.to_builtins(found))
         return
-    took = "at full speed" if found.seconds is None else f"about {found.seconds:,.0f} s"
+    took = f"about {found.seconds:,.0f} s"
     click.echo(f"reason  {found.reason}")
     click.echo(f"slots   {found.slots} change their owners")
     click.echo(f"copies  {found.copies}, {human_bytes(found.copies_bytes)}, {took}")

@@ -56,6 +56,10 @@ SAMPLE_PAGES_MAX: Final = 20
 
 SIZE_AGE_MS: Final = 30_000
 
+UNIT_MS_ASSUMED: Final = 2.5
+"""A step of a move where none was seen yet: three nodes on two cores brought a fourth one its slots
+at full speed."""
+
 
 class OperatorBoard:
     """The answers of one node.
@@ -158,13 +162,14 @@ class OperatorBoard:
         after = await self._aside(owners, changed)
         found = plan(before[:-1], after[:-1])  # without the system slot: it is one small record
         slot_bytes = await self._mean_slot_bytes()
+        unit_ms = self._node.table.moves.unit_ms or UNIT_MS_ASSUMED
         names = {node.id: node.name for node in (*changed.nodes, *topology.nodes)}
         return PlanStatus(
             _reason(topology, changed),
             found.slots,
             found.copies,
             int(found.copies * slot_bytes),
-            found.seconds(slot_bytes, topology.copy_bytes_per_s),
+            found.seconds(slot_bytes, topology.copy_bytes_per_s, unit_ms),
             [
                 ShareStatus(
                     names[share.node],

@@ -145,13 +145,13 @@ class ShareStatus(msgspec.Struct, frozen=True):
 
 
 class PlanStatus(msgspec.Struct, frozen=True):
-    """What a change would move; ``seconds`` is None where no rate is set."""
+    """What a change would move; ``seconds`` is by the pace of the moves that the node has seen."""
 
     reason: str
     slots: int
     copies: int
     copies_bytes: int
-    seconds: float | None
+    seconds: float
     nodes: list[ShareStatus]
 
 

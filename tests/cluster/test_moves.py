@@ -13,7 +13,7 @@ from cluster.messages import Accept, Chunk, Confirm, Establish, Fetch, Gap, Surp
 from cluster.move import Move, Stage
 from cluster.operations import Absent, Put
 from cluster.slot_config import SlotConfig
-from cluster.throttle import Throttle
+from cluster.throttle import Room, Throttle
 from tests.cluster.core_harness import MEMBERS, Cluster
 
 if TYPE_CHECKING:
@@ -383,6 +383,30 @@ def test_a_busy_node_rests_between_its_waves(late_ms: float, rests: bool) -> Non
     assert (table.done_total == 2) is rests, "the next wave follows at once, or later"
     let_all_arrive(c)
     assert table.done_total == SLOTS
+
+
+def test_to_wait_for_the_rate_is_a_rest_and_no_part_of_a_steps_time() -> None:
+    room = Room(128)
+    room.felt_late(50.0)
+    assert room.begin_wave(1_000)
+    for _ in range(10):
+        room.set_out(copies=1)
+    for now_ms in range(1_000, 1_500, 50):
+        room.pass_time(now_ms, throttled=1_000 < now_ms < 1_450, moving=True)
+    assert room.begin_wave(1_500), "it worked for 100 ms and waited for 400"
+    assert room.unit_ms == (100 + 300) / 20
+    assert not room.begin_wave(1_600), "it worked for 100 ms"
+    assert not room.begin_wave(1_850)
+    assert room.begin_wave(1_900)
+
+
+def test_what_lies_between_two_moves_is_no_step() -> None:
+    room = Room(128)
+    assert room.begin_wave(1_000)
+    room.set_out(copies=1)
+    room.pass_time(1_100, throttled=False, moving=False)
+    assert room.begin_wave(90_000)
+    assert room.unit_ms is None
 
 
 def test_a_late_tick_looks_at_the_slots_by_and_by(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,13 @@ def test_a_plan_counts_every_copy_and_every_share(change: TopologyChange) -> Non
 
 def test_time_is_that_of_whoever_sends_most() -> None:
     found = plan([(1, 2), (1, 2), (2, 1)], [(1, 3), (1, 3), (2, 3)])
-    assert found.seconds(1_000_000, 500_000) == 4.0
-    assert found.seconds(1_000_000, 0) is None
-    assert plan([(1,)], [(1,)]).seconds(1e6, 1) == 0.0
+    assert found.seconds(1_000_000, 500_000, 1.0) == 4.0
+    assert plan([(1,)], [(1,)]).seconds(1e6, 1, 1.0) == 0.0
+
+
+def test_time_is_that_of_the_steps_where_slots_are_small() -> None:
+    found = plan([(1,), (1,), (2,)], [(1, 3, 4), (2,), (2,)])
+    assert [share.changes for share in found.shares] == [2, 0, 0, 0]
+    steps = 2 + 3  # changes of members, and copies
+    assert found.seconds(10, 500_000, 100.0) == steps * 0.1
+    assert found.seconds(10, 0, 100.0) == steps * 0.1
