@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cluster.operations import Operation
+    from kvstore.node.turning_away import RequestHead
     from kvstore.wire.protocol import Request
 
 OPERATIONS_MAX: Final = 4 * REQUEST_OPERATIONS_MAX
@@ -82,7 +83,7 @@ class Admission:
         self._bad = 0
         self._full = self._refusal_of(RETRY_MS_MIN)
 
-    def refusal(self, request: Request) -> Failed | None:
+    def refusal(self, request: Request | RequestHead) -> Failed | None:
         """Why this request is not taken on now, or None. A node at rest takes any request."""
         if not self.requests or (self.requests < self.limit and self._has_room_for(request)):
             return None
@@ -92,7 +93,7 @@ class Admission:
         self._refused += 1
         return self._full
 
-    def _has_room_for(self, request: Request) -> bool:
+    def _has_room_for(self, request: Request | RequestHead) -> bool:
         return (
             self.operations + len(request.ops) <= OPERATIONS_MAX
             and self.size_bytes < BYTES_MAX

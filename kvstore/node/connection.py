@@ -15,7 +15,7 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from cluster.limits import CONNECTION_BYTES_IN_FLIGHT_MAX, FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX
-from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame
+from kvstore.wire.frames import FrameDecoder, FrameError, encode_frame, keep
 from kvstore.wire.protocol import Refused
 
 if TYPE_CHECKING:
@@ -123,9 +123,13 @@ class Connection(asyncio.Protocol):
         """Whether `welcome_frames` was called."""
         return self._decoder.frame_bytes_max == FRAME_BYTES_MAX
 
-    def welcome_frames(self) -> None:
-        """The handshake is over: frames of full size from now on."""
+    def welcome_frames(self, turn_away: Callable[[bytes], bool] = keep) -> None:
+        """The handshake is over: frames of full size from now on, those that are not turned away.
+
+        ``turn_away`` is asked about each frame's body before it is decoded.
+        """
         self._decoder.frame_bytes_max = FRAME_BYTES_MAX
+        self._decoder.turn_away = turn_away
 
     @property
     def unsent_bytes(self) -> int:
@@ -168,7 +172,10 @@ class Connection(asyncio.Protocol):
 
     def send_soon(self, frame: Frame) -> None:
         """Send with everything else of this turn of the loop, at its end; otherwise as `send`."""
-        data = encode_frame(frame)
+        self.send_bytes_soon(encode_frame(frame))
+
+    def send_bytes_soon(self, data: bytes) -> None:
+        """The same for an encoded frame."""
         if not self.is_open:
             return
         self.sent_bytes += len(data)

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from kvstore.node.clock import Clock
     from kvstore.node.gathering import Waiter
     from kvstore.node.spreading import Aside
+    from kvstore.node.turning_away import RequestHead
     from kvstore.node.view import MemberStatus, NodeStatus, SlotStatus
     from kvstore.storage.disk_space import DiskSpace
     from kvstore.storage.engine import Engine
@@ -315,7 +316,11 @@ class Node:
         """For the directory, the core and whatever waits for a leader."""
         self.neighbours.on_leads(sender, leads)
 
-    def refusal(self, request: Request) -> Failed | None:
+    def is_full(self) -> bool:
+        """What comes now is refused, as a rule."""
+        return self.admission.requests >= self.admission.limit
+
+    def refusal(self, request: Request | RequestHead) -> Failed | None:
         """What is over the limits is refused before any work, and counted."""
         refusal = self.admission.refusal(request)
         if refusal is not None:

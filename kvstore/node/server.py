@@ -25,6 +25,7 @@ from kvstore.node.door import (
     fitting,
     without,
 )
+from kvstore.node.turning_away import Refusing, TurningAway
 from kvstore.wire.frames import FrameError
 from kvstore.wire.packing import unpack
 from kvstore.wire.protocol import (
@@ -77,7 +78,7 @@ FOR_NODES: Final = frozenset((SlotMessages, Packed, Leads, Gossip))
 """What only a member of this cluster may send, beside requests on the system slot."""
 
 
-class Host(Protocol):
+class Host(Refusing, Protocol):
     """What the server needs of its node."""
 
     def welcome(self) -> Welcome:
@@ -101,9 +102,6 @@ class Host(Protocol):
     @property
     def membership(self) -> Membership:
         """The room of the topology."""
-
-    def refusal(self, request: Request) -> Failed | None:
-        """Why the node does not take a request on now, if it does not."""
 
     def on_request(
         self, request: Request, reply: Callable[[Response], None], waiter: Waiter
@@ -134,6 +132,7 @@ class Server:
         self._connections: dict[Connection, float] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
+        self._turning_away = TurningAway(host)
 
     @property
     def connections(self) -> int:
@@ -263,7 +262,7 @@ class Server:
             connection.close(f"{hello.name} is of a cluster that is not founded here yet")
         else:
             connection.peer = hello
-            connection.welcome_frames()
+            connection.welcome_frames(partial(self._turning_away.refuse, connection))
             connection.send(mine)
             if hello.role != "client":
                 self._host.heard_from(hello.node)

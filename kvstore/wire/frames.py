@@ -10,12 +10,15 @@ A connection that has sent one bad frame is finished: there is no telling where 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cluster.limits import FRAME_BYTES_MAX
 from kvstore.wire.protocol import MAGIC, Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LENGTH_BYTES: Final = 4
 
@@ -42,6 +45,12 @@ def encode_frame(frame: Frame) -> bytes:
     return bytes(buffer)
 
 
+def keep(body: bytes) -> bool:
+    """Turn nothing away."""
+    del body
+    return False
+
+
 class FrameDecoder:
     """Collects bytes, hands out messages.
 
@@ -54,6 +63,8 @@ class FrameDecoder:
         self, *, expect_magic: bool = False, frame_bytes_max: int = FRAME_BYTES_MAX
     ) -> None:
         self.frame_bytes_max = frame_bytes_max
+        self.turn_away: Callable[[bytes], bool] = keep
+        """Asked about each body before it is decoded; True if that is all that it was good for."""
         self._buffer = bytearray()
         self._expect_magic = expect_magic
 
@@ -67,7 +78,8 @@ class FrameDecoder:
         if not buffer and not self._expect_magic and len(data) >= LENGTH_BYTES:
             size = int.from_bytes(data[:LENGTH_BYTES], "big")
             if size == len(data) - LENGTH_BYTES and size <= self.frame_bytes_max:
-                return [decode_frame(bytes(data[LENGTH_BYTES:]))]  # one frame, whole, as usual
+                body = bytes(data[LENGTH_BYTES:])  # one frame, whole, as usual
+                return [] if self.turn_away(body) else [decode_frame(body)]
         buffer += data
         if self._expect_magic and not self._take_magic():
             return []
@@ -84,8 +96,10 @@ class FrameDecoder:
                 begin = at + LENGTH_BYTES
                 if end - begin < size:
                     break
-                frames.append(decode_frame(bytes(view[begin : begin + size])))
+                body = bytes(view[begin : begin + size])
                 at = begin + size
+                if not self.turn_away(body):
+                    frames.append(decode_frame(body))
         finally:
             view.release()
         del buffer[:at]
