@@ -25,6 +25,7 @@ from kvstore.http.settings import HttpSettings
 from kvstore.log import get_logger
 from kvstore.metrics import Metrics
 from kvstore.node.node import Node
+from kvstore.node.stalls import STALL_MS
 from kvstore.storage.datadir import DataDir
 from kvstore.storage.disk_space import DiskSpace
 from kvstore.storage.engine import EngineCorruption, EngineError, EngineSyncError
@@ -106,6 +107,10 @@ async def _serve(settings: NodeSettings, directory: DataDir) -> int:
         metrics.gauge("watches", "Watches open here.", lambda: node.watching.count)
         what = "Bytes sent to other nodes, gossip excepted."
         metrics.total("peer_sent_bytes", what, lambda: node.peers.sent_bytes)
+        what = f"Turns of the loop that everybody waited for, of {STALL_MS} ms or more."
+        metrics.total("loop_stalls", what, lambda: node.stalls.total)
+        what = "The longest turn of the loop in the last one to two minutes."
+        metrics.gauge("loop_stall_longest_seconds", what, lambda: node.stalls.longest_ms / 1_000)
         log.info(
             "listening",
             node=settings.name,

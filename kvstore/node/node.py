@@ -38,6 +38,7 @@ from kvstore.node.peers import Peers, make_hello
 from kvstore.node.recovery import store_founding, stored_slots
 from kvstore.node.router import Router
 from kvstore.node.server import Server
+from kvstore.node.stalls import Stalls
 from kvstore.node.status import StatusBoard
 from kvstore.node.watching import Watching
 from kvstore.storage.tick_store import TickStore
@@ -117,6 +118,7 @@ class Node:
         self.clock = clock or SystemClock()
         self.started_ms = self.clock.now_ms()
         self.admission = Admission(self.clock.now_ms)
+        self.stalls = Stalls(self.clock.now_ms)
         self.engine = engine
         self.commit = commit
         self._cluster_name = cluster_name
@@ -221,7 +223,9 @@ class Node:
     def _tick(self) -> None:
         self.core.wake()
         late_ms = 1_000 * (self._loop.time() - self._tick_due)
-        self.table.moves.felt_late(max(late_ms, self.core.longest_ms()))
+        longest_ms = max(late_ms, self.core.longest_ms())
+        self.stalls.felt(longest_ms)
+        self.table.moves.felt_late(longest_ms)
         self.health.tick()
         self.table.tick()
         self.router.tick()
