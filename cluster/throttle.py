@@ -36,6 +36,9 @@ moves cost, all nodes together pay for, and users wait behind it."""
 
 PAUSE_MS_MAX = 1_000
 
+UNIT_MS_MAX = 100
+"""A step that takes longer waited for somebody out of reach, and tells nothing of others."""
+
 LEARN_SHARE = 0.1
 """Of what a wave took in what is known of all of them."""
 
@@ -79,7 +82,7 @@ class Room:
 
     def _learn(self, wave_ms: int) -> None:
         if self._units:
-            seen = wave_ms / self._units
+            seen = min(wave_ms / self._units, UNIT_MS_MAX)
             before = seen if self.unit_ms is None else self.unit_ms
             self.unit_ms = before + (seen - before) * LEARN_SHARE
 
@@ -92,7 +95,7 @@ class Room:
 
     def pass_time(self, now_ms: int, *, throttled: bool, moving: bool) -> None:
         """What happened since the last call: copies waited for the rate, or nothing moved."""
-        if throttled:
+        if throttled and self._at_ms:
             self._waited_ms += now_ms - self._at_ms
         if not moving:
             self._wave_ms = None

@@ -400,6 +400,21 @@ def test_to_wait_for_the_rate_is_a_rest_and_no_part_of_a_steps_time() -> None:
     assert room.begin_wave(1_900)
 
 
+def test_one_who_is_out_of_reach_does_not_make_all_steps_long() -> None:
+    room = Room(128)
+    assert room.begin_wave(1_000)
+    room.set_out(copies=1)
+    for _ in range(64):
+        room.felt_late(0.0)
+    assert room.begin_wave(61_000)
+    assert room.unit_ms == throttle.UNIT_MS_MAX
+    for now_ms in range(62_000, 72_000, 500):
+        assert room.begin_wave(now_ms)
+        for _ in range(10):
+            room.set_out(copies=1)
+    assert room.unit_ms < throttle.UNIT_MS_MAX
+
+
 def test_what_lies_between_two_moves_is_no_step() -> None:
     room = Room(128)
     assert room.begin_wave(1_000)
