@@ -145,10 +145,15 @@ class Leadership:
     def led(self, number: int, ballot: bytes = b"") -> None:
         """A leader is known again, by its word in this ballot (`cluster.records.pack_ballot`).
 
-        Who was frozen or cut off learns so, of all slots at once, that others lead what it led.
+        Who was frozen or cut off learns so, of all slots at once, that others lead what it led. And
+        a leader that was deposed without a word learns it from whoever promised: nobody may ever
+        use the slot, and nobody else asks while there is a leader.
         """
         self.orphans.pop(number, None)
         slot = self._slots[number]
+        if slot is not None and ballot and unpack_ballot(ballot) < slot.promised:
+            leader = self._ctx.leader_of[number]
+            self._ctx.out.send[leader].append(Refuse(number, slot.promised))  # R4
         if slot is not None and isinstance(slot.role, Primary) and ballot > slot.role.ballot_bytes:
             slot.round_seen = max(slot.round_seen, unpack_ballot(ballot).round)
             step_down(slot, self._ctx)  # R4: it is a higher promise

@@ -118,6 +118,10 @@ class Moves:
         self._walk_at, self._walk_ms, self.is_surveyed = 0, WALK_MS, False
         self._walk(min(FIRST_LOOK, len(self._slots)))
 
+    def owners_of(self, number: int) -> tuple[NodeId, ...]:
+        """By the topology; none where they are not known yet."""
+        return self._wanted[number] if self._wanted else ()
+
     @property
     def pending(self) -> int:
         """Slots that this node leads and that have yet to arrive, as of the last look; O(1)."""

@@ -284,6 +284,14 @@ class SlotTable:
 
     # -- the neighbourhood -------------------------------------------------------------------
 
+    def has_quorum(self, number: int) -> bool:
+        """Whether enough members of a slot are in reach, by its config or else by its owners."""
+        slot = self.slots[number]
+        if slot is not None and slot.holds_state:
+            return is_quorum(self._ctx.reachable, slot.config)
+        owners = self.moves.owners_of(number)
+        return not owners or is_quorum(self._ctx.reachable, SlotConfig((owners,)))
+
     def peer_hoped(self, node: NodeId) -> None:
         """A peer that is not known yet counts as reachable, so that nobody steals from it."""
         self._ctx.reachable.add(node)

@@ -83,7 +83,7 @@ async def live(call: Call) -> web.Response:
 
 
 async def ready(call: Call) -> web.Response:
-    """The node serves the slots that it should, or 503 with the reason."""
+    """The node knows a primary for each slot that has a quorum, or 503 with the reason."""
     reason = call.door.node.not_ready_reason()
     if reason:
         raise ProblemError("not-ready", reason)

@@ -84,7 +84,7 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         Kind("condition-not-supported", 501, "This condition is not supported here"),
         Kind("unavailable", 503, "The cluster cannot serve this now; nothing was done", False),
         Kind("deadline-exceeded", 503, "The time was over; nothing was done", refusal=False),
-        Kind("not-ready", 503, "The node does not serve all of its slots", refusal=False),
+        Kind("not-ready", 503, "The node does not serve what could be served", refusal=False),
         Kind("too-many-connections", 503, "The node has as many connections as it takes"),
         Kind("outcome-unknown", 504, "The write may or may not have happened", refusal=False),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -29,6 +29,20 @@ COUNT_MS = 500
 """The slots without a primary are counted anew after this, while there is the same one at least."""
 
 
+class Without(NamedTuple):
+    """Slots without a primary, as they were counted."""
+
+    slot: int
+    """One of them."""
+    total: int
+    lost: int
+    """Those of them without a quorum."""
+    counted_ms: int
+
+
+NONE = Without(0, 0, 0, 0)
+
+
 class StatusBoard:
     """Answers `kvstore.node.view.NodeView`'s questions about a node."""
 
@@ -37,8 +51,7 @@ class StatusBoard:
         self._table: RouteTable | None = None
         self._batches = -1
         """Written when the walk over the routing table began its round."""
-        self._without: tuple[int, int, int] | None = None
-        """A slot that had no primary, how many had none, and when they were counted."""
+        self._without = NONE
 
     def tick(self) -> None:
         """Go on round the routing table, unless nothing was written since the round before."""
@@ -132,26 +145,40 @@ class StatusBoard:
         )
 
     def not_ready_reason(self) -> str:
-        """Why this node does not serve yet; empty when it does."""
+        """Why this node does not serve yet; empty when it does.
+
+        Slots that too many dead members keep from being served are no reason: whoever spreads
+        requests over the nodes by this would take all of them out for what none can help. A node
+        that has a quorum for nothing is not ready: it is the one that is cut off.
+        """
         node = self._node
         if node.topology is None:
             return "the cluster is not founded yet: this node waits for the other founders"
         if not node.knows(node.id):
             return f"this node is no member of the cluster any more (epoch {node.topology.epoch})"
-        waiting = self._slots_without_primary(node.topology.slot_count)
-        return f"{waiting} slots have no primary that this node knows" if waiting else ""
+        without = self._without_primary(node.topology.slot_count)
+        waiting = without.total - without.lost
+        if waiting:
+            return f"{waiting} slots have no primary that this node knows"
+        held = (slot.number for slot in node.table.slots if slot is not None and slot.holds_state)
+        if without.lost and not any(map(node.table.has_quorum, held)):
+            return "this node reaches too few others to serve any slot"
+        return ""
 
-    def _slots_without_primary(self, slots: int) -> int:
-        """Exact when it is 0: to count takes a millisecond, and who waits asks often."""
-        node, now_ms = self._node, self._node.clock.now_ms()
-        if self._without is not None:
-            slot, count, counted_ms = self._without
-            if now_ms - counted_ms < COUNT_MS and node.table.leader_of(slot) is None:
-                return count
+    def _without_primary(self, slots: int) -> Without:
+        """Exact when there are none: to count takes milliseconds, and who waits asks often."""
+        node, known, now_ms = self._node, self._without, self._node.clock.now_ms()
+        is_new = known.total and now_ms - known.counted_ms < COUNT_MS
+        if is_new and node.table.leader_of(known.slot) is None:
+            return known
         leaders = node.table.leaders_of(range(slots))
         count = leaders.count(None)
-        self._without = (leaders.index(None), count, now_ms) if count else None
-        return count
+        if not count:
+            return NONE
+        without = [number for number, leader in enumerate(leaders) if leader is None]
+        lost = count - sum(map(node.table.has_quorum, without))
+        self._without = Without(without[0], count, lost, now_ms)
+        return self._without
 
     def status(self) -> NodeStatus:
         """This node's own figures."""
@@ -205,6 +232,9 @@ class StatusBoard:
     def _problems(self, reason: str, sync_ms: float) -> list[str]:
         node = self._node
         problems = [reason] if reason else []
+        lost = 0 if node.topology is None else self._without_primary(node.topology.slot_count).lost
+        if lost:
+            problems.append(f"{lost} slots have no quorum: too many of their members are down")
         known = node.gossip.swim.members() if node.topology is not None else {}
         for listed in node.topology.nodes if node.topology is not None else ():
             state = known[listed.id].state if listed.id in known else MemberState.ALIVE

@@ -257,6 +257,19 @@ def test_a_node_that_was_cut_off_learns_of_all_slots_at_once_that_others_lead_th
     assert led(c, 1) == MANY
 
 
+def test_a_leader_that_was_deposed_without_a_word_learns_it_by_what_it_tells() -> None:
+    """A slow rival was promised a higher ballot by the others, and then gave up; nobody writes."""
+    c = many()
+    ballot = c.primary(1).ballot
+    for node in (2, 3):
+        slot = c.slot(node)
+        slot.promised = Ballot(ballot.round + 1, 2)
+        c.nodes[node].table.peer_leads(1, [slot.number], ballot_of=lambda _: pack_ballot(ballot))
+        c.nodes[node].end_tick()
+    c.calm_down()
+    assert c.primary(1).ballot.round > ballot.round + 1
+
+
 def test_a_handover_is_taken_by_one_who_was_only_asking() -> None:
     c = Cluster()
     c.depose(1)

@@ -112,3 +112,26 @@ def test_many_wrong_hints_are_a_reason_to_fetch_the_table_again() -> None:
     table.lead({99: 7})
     assert not table.wants_refresh(5.5)
     assert table.wants_refresh(7.0)
+
+
+async def test_who_can_serve_is_ready_whatever_others_lost(tmp_path: Path) -> None:
+    """A load balancer asks: slots that nobody can serve must not take all nodes out of it."""
+    async with running_cluster(tmp_path, "", "", "", "", "") as cluster:
+        *left, gone, away = cluster.sites
+        await gone.stop()
+        await away.stop()
+        nodes = [site.node for site in left]
+
+        def lost(node: Node) -> bool:
+            return any("have no quorum" in problem for problem in node.status().problems)
+
+        await until(lambda: all(map(lost, nodes)), "who is left tells of slots without a quorum")
+        await until(lambda: not any(n.not_ready_reason() for n in nodes), "who is left is ready")
+        await left[1].stop()
+        await left[2].stop()
+        await until(lambda: "too few others" in nodes[0].not_ready_reason(), "n1 is alone")
+        for site in (gone, away, left[1], left[2]):
+            await site.start()
+        back = [site.node for site in cluster.sites]
+        await until(lambda: not any(n.not_ready_reason() for n in back), "all are ready")
+        assert not any(map(lost, back))
