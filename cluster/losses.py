@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from cluster.ballot import NodeId
+    from cluster.slot import Slot
     from cluster.slot_config import SlotConfig
 
 
@@ -59,3 +60,13 @@ def losses(
             if not is_quorum(members - groups[pair[0]] - groups[pair[1]], config):
                 found[pair] += slots
     return found
+
+
+def has_quorum(slot: Slot | None, owners: tuple[NodeId, ...], reachable: set[NodeId]) -> bool:
+    """Whether enough members of a slot are in reach: by its config, or else by its owners.
+
+    Where neither is known, yes: nobody has said that it is lost.
+    """
+    if slot is not None and slot.holds_state:
+        return is_quorum(reachable, slot.config)
+    return not owners or 2 * len(reachable.intersection(owners)) > len(owners)

@@ -73,7 +73,7 @@ class Moves:
         self._slots = slots
         self._ctx = ctx
         self._leadership = leadership
-        self._wanted: Sequence[tuple[NodeId, ...]] = ()
+        self.wanted: Sequence[tuple[NodeId, ...]] = ()
         self._urgent: dict[int, None] = {}
         self._others: dict[int, None] = {}
         """Slots that this node leads and that have yet to set out, in the order of their turn."""
@@ -114,13 +114,9 @@ class Moves:
         """See `cluster.slot_table.SlotTable.set_owners`."""
         assert len(owners) == len(self._slots)
         assert all(owners), "a slot has owners"
-        self._wanted = owners
+        self.wanted = owners
         self._walk_at, self._walk_ms, self.is_surveyed = 0, WALK_MS, False
         self._walk(min(FIRST_LOOK, len(self._slots)))
-
-    def owners_of(self, number: int) -> tuple[NodeId, ...]:
-        """By the topology; none where they are not known yet."""
-        return self._wanted[number] if self._wanted else ()
 
     @property
     def pending(self) -> int:
@@ -144,7 +140,7 @@ class Moves:
 
     def view(self) -> list[Move]:
         """Every slot that this node leads and that is not at its owners; one walk over all."""
-        pairs = zip(self._slots, self._wanted, strict=False)
+        pairs = zip(self._slots, self.wanted, strict=False)
         return [
             self._view(slot)
             for slot, wanted in pairs
@@ -163,7 +159,7 @@ class Moves:
             Stage.JOINT if len(config.sets) > 1 else stage,
             config.members,
             config.learners,
-            self._wanted[slot.number],
+            self.wanted[slot.number],
             self._is_urgent(slot),
             sum(size for size, _ in copied),
             sum(records for _, records in copied),
@@ -176,15 +172,15 @@ class Moves:
         return isinstance(slot.role, Primary) and slot.role.serving
 
     def _is_urgent(self, slot: Slot) -> bool:
-        members, wanted = slot.config.members, self._wanted[slot.number]
+        members, wanted = slot.config.members, self.wanted[slot.number]
         return len(members) < len(wanted) or not self._ctx.reachable.issuperset(members)
 
     def led(self, slot: Slot) -> None:
         """This node begins to serve a slot: it goes on from what the config says."""
-        if not self._wanted:
+        if not self.wanted:
             return
         if _is_plain(slot.config):
-            if next_config(slot.config, self._wanted[slot.number]) is not None:
+            if next_config(slot.config, self.wanted[slot.number]) is not None:
                 self._queue(slot)
         else:
             self.active.add(slot.number)
@@ -196,9 +192,9 @@ class Moves:
         if not isinstance(primary, Primary) or not primary.serving:
             self._rest(slot.number)
             return
-        if not is_settled(primary) or primary.handing_to is not None or not self._wanted:
+        if not is_settled(primary) or primary.handing_to is not None or not self.wanted:
             return
-        step = next_config(slot.config, self._wanted[slot.number])
+        step = next_config(slot.config, self.wanted[slot.number])
         if step is None:
             if slot.number in self.active:
                 self._rest(slot.number)
@@ -241,7 +237,7 @@ class Moves:
 
     def _can_arrive(self, slot: Slot) -> bool:
         """Whether all that are still missing can be reached, and have the disk for it."""
-        missing = set(self._wanted[slot.number]).difference(slot.config.members)
+        missing = set(self.wanted[slot.number]).difference(slot.config.members)
         return missing <= self._ctx.reachable - self._ctx.full
 
     def on_wish(self, slot: Slot, sender: NodeId, message: Gap | Fetch) -> None:
@@ -300,7 +296,7 @@ class Moves:
 
     def tick(self) -> None:
         """Send what the throttle let wait, take due steps, and look at some more slots."""
-        if not self._wanted:
+        if not self.wanted:
             return
         self._send_deferred()
         throttled, moving = bool(self._deferred), bool(self.active)
@@ -347,7 +343,7 @@ class Moves:
         if self._walk_at == 0:
             self._surpluses.begin_walk(self._room.places)
             self._copies_met = 0
-        slots, wanted, me = self._slots, self._wanted, self._ctx.me
+        slots, wanted, me = self._slots, self.wanted, self._ctx.me
         active, urgent, others, blocked = self.active, self._urgent, self._others, self._blocked
         for n in range(self._walk_at, end):
             slot = slots[n]
@@ -364,7 +360,7 @@ class Moves:
         self._set_out()
 
     def _look_at(self, slot: Slot) -> None:
-        ctx, number, wanted, role = self._ctx, slot.number, self._wanted[slot.number], slot.role
+        ctx, number, wanted, role = self._ctx, slot.number, self.wanted[slot.number], slot.role
         self._rest(number)
         for queue in (self._urgent, self._others, self._blocked):
             queue.pop(number, None)

@@ -67,7 +67,8 @@ class SlotTable:
         self.slot_count = slot_count
         self.slots: list[Slot | None] = [None] * slot_count
         self._ctx = Context(me, store, Outputs())
-        self._ctx.reachable.add(me)
+        self.reachable = self._ctx.reachable
+        self.reachable.add(me)
         self._down: set[NodeId] = set()
         """Peers that cannot be reached; hardly ever any."""
         self._reads = Reads(self.slots.__getitem__, rng.randrange(FIRST_ROUND_MAX))
@@ -283,14 +284,6 @@ class SlotTable:
         self.moves.led(slot)
 
     # -- the neighbourhood -------------------------------------------------------------------
-
-    def has_quorum(self, number: int) -> bool:
-        """Whether enough members of a slot are in reach, by its config or else by its owners."""
-        slot = self.slots[number]
-        if slot is not None and slot.holds_state:
-            return is_quorum(self._ctx.reachable, slot.config)
-        owners = self.moves.owners_of(number)
-        return not owners or is_quorum(self._ctx.reachable, SlotConfig((owners,)))
 
     def peer_hoped(self, node: NodeId) -> None:
         """A peer that is not known yet counts as reachable, so that nobody steals from it."""

@@ -54,6 +54,9 @@ LEAVING = "leaving"
 AWAY = "away"
 STATES = (ACTIVE, LEAVING, AWAY)
 
+NOWHERE: Final = ("in-process", "no-http")
+"""In place of both addresses of an embedded store, which nobody dials: it is alone."""
+
 _ADDRESS: Final = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}):([0-9]{1,5})"
 )
@@ -342,6 +345,8 @@ def _check_address(what: str, address: str) -> None:
     """Every node will dial it: one that cannot even be tried must not get in."""
     _check_text(what, address, ADDRESS_BYTES_MAX)
     form = _ADDRESS.fullmatch(address)
+    if address in NOWHERE:
+        return
     if form is None or not 1 <= int(form[1]) <= 65_535:
         raise TopologyError(f"{what} {address!r} is not host:port (IPv6 in brackets)")
 

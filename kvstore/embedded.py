@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
+from cluster.topology import NOWHERE
 from cluster.topology import Node as Member
 from kvstore.client import Client, ClientCore, InProcessTransport
 from kvstore.client.exchange import NotSent, TimedOut
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["open"]
 
 NAME: Final = "embedded"
-NO_HTTP: Final = "no-http"
 CLUSTER_NAME: Final = "ringkv"
 SLOT_COUNT: Final = 64
 """Slots spread load over nodes; for the only one they need not be many, and it opens at once."""
@@ -148,7 +148,7 @@ class EmbeddedTransport:
             durability=durability,
             cache_bytes=CACHE_BYTES,
         )
-        member = Member(self._directory.member_id, NAME, IN_PROCESS, NO_HTTP)
+        member = Member(self._directory.member_id, NAME, *NOWHERE)
         space = DiskSpace(self._directory.path, DISK_RESERVE_BYTES_DEFAULT)
         node = make_node(member, store, space)
         try:

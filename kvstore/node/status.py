@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from cluster.losses import has_quorum
 from cluster.members import MemberState
 from cluster.slot import Candidate, Primary
 from cluster.topology import AWAY, LEAVING
@@ -161,7 +162,7 @@ class StatusBoard:
         if waiting:
             return f"{waiting} slots have no primary that this node knows"
         held = (slot.number for slot in node.table.slots if slot is not None and slot.holds_state)
-        if without.lost and not any(map(node.table.has_quorum, held)):
+        if without.lost and not any(map(self._has_quorum, held)):
             return "this node reaches too few others to serve any slot"
         return ""
 
@@ -176,9 +177,14 @@ class StatusBoard:
         if not count:
             return NONE
         without = [number for number, leader in enumerate(leaders) if leader is None]
-        lost = count - sum(map(node.table.has_quorum, without))
+        lost = count - sum(map(self._has_quorum, without))
         self._without = Without(without[0], count, lost, now_ms)
         return self._without
+
+    def _has_quorum(self, number: int) -> bool:
+        table = self._node.table
+        owners = table.moves.wanted[number] if table.moves.wanted else ()
+        return has_quorum(table.slots[number], owners, table.reachable)
 
     def status(self) -> NodeStatus:
         """This node's own figures."""
