@@ -389,6 +389,9 @@ def test_r11_the_copy_replaces_what_the_receiver_alone_had() -> None:
     assert c.value(1, b"alone") == 1
     c.wires.clear()
     c.reconnect(1)
+    c.deliver_all()
+    assert c.position(1) == c.position(2)
+    assert c.content(1) == c.content(2), "by the copy itself, before another takeover"
     c.calm_down()
     assert c.value(1, b"alone") is None
     assert c.value(1, b"both") == 1
