@@ -62,9 +62,9 @@ class Broadcasts:
 
         O(count + sends_max), however much is waiting.
         """
-        chosen: list[tuple[int, MemberUpdate]] = []
         if not self._sends:
             return []
+        chosen: list[tuple[int, MemberUpdate]] = []
         for sends, queue in enumerate(self._by_sends):
             while queue and len(chosen) < count:
                 chosen.append((sends + 1, queue.popitem()[1]))

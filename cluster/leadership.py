@@ -168,7 +168,8 @@ class Leadership:
 
     def tick(self) -> None:
         """Take over orphans, repeat what got nowhere, hand over what others should lead."""
-        self.start_candidacies()
+        if self.orphans:
+            self.start_candidacies()
         for number in [n for n in self.candidates if self._is_settled(n)]:
             self.candidates.discard(number)
         if self.handing:

@@ -93,13 +93,13 @@ class Swim:
 
     def next_due_ms(self) -> int:
         """When `tick` must be called next; a message may bring that forward."""
-        due = [self._period_due_ms]
-        due += [probe.indirect_due_ms for probe in self._probes.values()]
-        due += [relay.due_ms for relay in self._relays.values()]
+        due_ms = self._period_due_ms
+        for probe in self._probes.values():
+            due_ms = min(due_ms, probe.indirect_due_ms)
+        for relay in self._relays.values():
+            due_ms = min(due_ms, relay.due_ms)
         suspicion_due_ms = self._suspicions.next_due_ms()
-        if suspicion_due_ms is not None:
-            due.append(suspicion_due_ms)
-        return min(due)
+        return due_ms if suspicion_due_ms is None else min(due_ms, suspicion_due_ms)
 
     # -- who is in ---------------------------------------------------------------------------------
 

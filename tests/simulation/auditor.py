@@ -7,7 +7,6 @@ since the last one is read.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from cluster.limits import FRAME_BYTES_MAX, PEER_UNSENT_BYTES_MAX, SLOT_OPERATIO
 from cluster.reconfigure import next_config
 from cluster.slot import Primary
 from cluster.slot_table import HELD_CALLS_MAX
-from cluster.system_slot import owners
+from tests.simulation.machines import owners_once
 from tests.simulation.process_loop import Violation
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from tests.simulation.machines import Machine
     from tests.simulation.world import World
 
-_owners = lru_cache(maxsize=64)(owners)
-
 Held = list[list[tuple["Machine", "Slot"]]]
 
 
@@ -38,8 +35,10 @@ class Auditor:
     def __init__(self, world: World, slot_count: int) -> None:
         self._world = world
         self.slot_count = slot_count
-        self._looked: dict[tuple[int, NodeId], tuple[Position, bytes, Any]] = {}
+        self._looked: dict[tuple[int, NodeId], tuple[object, ...]] = {}
         """Slot and node -> where it stood when its content was read last."""
+        self._led: dict[tuple[int, NodeId], Primary] = {}
+        """Slot and node -> the role whose ballot was looked at last."""
         self._contents: dict[tuple[int, Position], tuple[str, bytes]] = {}
         """Slot and position -> who stood there first, and the digest of its content."""
         self._ballots: dict[tuple[int, Any], tuple[NodeId, int]] = {}
@@ -65,22 +64,30 @@ class Auditor:
         for machine, node in self._world.nodes():
             node.table.check()
             self._bounded(machine, node)
+            is_rotten = machine.disk.is_rotten
             for slot in node.table.slots:
-                if slot is not None and slot.holds_state:
-                    self._compare(machine, slot)
+                if slot is None:
+                    continue
+                if isinstance(slot.role, Primary):
+                    self._lead(machine, slot, slot.role)
+                if slot.holds_state and not slot.damaged and not is_rotten:
+                    self._compare(machine, node, slot)
 
-    def _compare(self, machine: Machine, slot: Slot) -> None:
-        node = machine.node
-        assert node is not None
-        role = slot.role
-        if isinstance(role, Primary):
+    def _lead(self, machine: Machine, slot: Slot, role: Primary) -> None:
+        """No two processes lead in one ballot, and none has more waiting than it may."""
+        key = (slot.number, machine.id)
+        if self._led.get(key) is not role:
+            self._led[key] = role
             mine = (machine.id, machine.starts)
             if self._ballots.setdefault((slot.number, role.ballot), mine) != mine:
                 raise Violation(f"slot {slot.number} has two primaries of ballot {role.ballot}")
-        if slot.damaged or machine.disk.is_rotten:
-            return
+        _bound(machine, "waiting", len(role.waiting), SLOT_OPERATIONS_IN_FLIGHT_MAX)
+        _bound(machine, "held", len(role.held), HELD_CALLS_MAX)
+        _bound(machine, "retried", len(role.retried), self._world.plan.knobs.retried + 1)
+
+    def _compare(self, machine: Machine, node: Any, slot: Slot) -> None:
         key = (slot.number, machine.id)
-        here = (slot.position, slot.prefix, slot.config)
+        here = (slot.established, slot.sequence, slot.prefix, slot.config)
         if self._looked.get(key) == here:
             return
         self._looked[key] = here
@@ -102,13 +109,6 @@ class Auditor:
 
     def _bounded(self, machine: Machine, node: Any) -> None:
         """No queue of a node is longer than it may be."""
-        for slot in node.table.slots:
-            role = slot.role if slot is not None else None
-            if isinstance(role, Primary):
-                _bound(machine, "waiting", len(role.waiting), SLOT_OPERATIONS_IN_FLIGHT_MAX)
-                _bound(machine, "held", len(role.held), HELD_CALLS_MAX)
-                retried_max = self._world.plan.knobs.retried + 1
-                _bound(machine, "retried", len(role.retried), retried_max)
         for link in (*node.peers._data.values(), *node.peers._gossip.values()):
             unsent_max = PEER_UNSENT_BYTES_MAX + FRAME_BYTES_MAX
             _bound(machine, "unsent", link.unsent_bytes, unsent_max)
@@ -140,7 +140,7 @@ class Auditor:
         for machine, _ in nodes:
             if machine.disk.is_rotten:
                 yield f"{machine.host} has a rotten record"
-        wanted = _owners(topology)
+        wanted = owners_once(topology)
         for number, held in enumerate(self.replicas()):
             leads = [slot for _, slot in held if isinstance(slot.role, Primary)]
             places = ", ".join(f"{m.host} {s.position.established}.{s.sequence}" for m, s in held)

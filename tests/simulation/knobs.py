@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster import key_log, primary, transfer
 from cluster.swim_settings import SwimSettings
 from kvstore.node import node, watching
+from tests.simulation.machines import owners_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,7 @@ def turned(knobs: Knobs) -> Iterator[None]:
     values: list[tuple[ModuleType, str, object]] = [
         (node, "TICK_INTERVAL_S", 0.05 * min(slow, 3)),
         (node, "SwimSettings", swim),
+        (node, "owners", owners_once),
         (key_log, "KEY_LOG_ENTRIES_MAX", knobs.log_entries),
         (key_log, "KEY_LOG_EVICTION_STEP", knobs.log_step),
         (watching, "PROGRESS_STEP", min(watching.PROGRESS_STEP, _power_below(knobs))),

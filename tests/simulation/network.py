@@ -284,7 +284,7 @@ class Transport(asyncio.Transport):
         network = self._network
         if self._pumping or not self._outgoing or self.orphaned:
             return
-        if (self.process.host, self.other.process.host) in network.cuts:
+        if network.cuts and (self.process.host, self.other.process.host) in network.cuts:
             return
         self._pumping = True
         network.universe.at(network.universe.now + self._delay(), self._piece_arrives)
@@ -292,7 +292,9 @@ class Transport(asyncio.Transport):
     def _piece_arrives(self) -> None:
         self._pumping = False
         network = self._network
-        if (self.process.host, self.other.process.host) in network.cuts or self.orphaned:
+        if self.orphaned:
+            return
+        if network.cuts and (self.process.host, self.other.process.host) in network.cuts:
             return
         rng = network.rng
         while self._outgoing:
@@ -311,7 +313,8 @@ class Transport(asyncio.Transport):
         if self._writer_paused and self._out_bytes <= self._high // 4:
             self._writer_paused = False
             self.process.call_soon(self._tell_writer)
-        self.pump()
+        if self._outgoing:
+            self.pump()
 
     def arrive(self, data: bytes) -> None:
         """Bytes are here; the process finds them in its next turn."""
