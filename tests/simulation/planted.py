@@ -212,12 +212,14 @@ def self_before_fsync(patch: pytest.MonkeyPatch) -> None:
 
     def bad(table: SlotTable) -> Outputs:
         ctx = table._ctx
-        own = ctx.out.after_fsync.pop(ctx.me, [])  # an empty list would ask for an fsync for ever
-        rest = [m for m in own if not isinstance(m, Ack)]
-        if rest:
-            ctx.out.after_fsync[ctx.me] = rest
-        table.receive(ctx.me, [m for m in own if isinstance(m, Ack)])
-        return take(table)
+        own = ctx.out.after_fsync.get(ctx.me, [])
+        acks = [m for m in own if isinstance(m, Ack)]
+        own[:] = [m for m in own if not isinstance(m, Ack)]
+        table.receive(ctx.me, acks)
+        out = take(table)
+        if not out.after_fsync.get(ctx.me, True):  # an fsync for nothing would ask for the next one
+            del out.after_fsync[ctx.me]
+        return out
 
     patch.setattr(SlotTable, "take", bad)
 
@@ -270,9 +272,10 @@ def conflict_unconfirmed(patch: pytest.MonkeyPatch) -> None:
 
 def seen_ignored(patch: pytest.MonkeyPatch) -> None:
     """R5: an id that is not found is executed, however much of the key log is gone."""
+    look_up = primary.look_up
 
     def bad(slot: Slot, role: Primary, call: Call, ctx: Context) -> tuple[int, Result] | None:
-        known = primary.look_up(slot, role, call, ctx)
+        known = look_up(slot, role, call, ctx)
         return None if known is not None and not known[0] else known
 
     patch.setattr("cluster.primary.look_up", bad)
@@ -300,10 +303,11 @@ def retried_not_kept(patch: pytest.MonkeyPatch) -> None:
 
 def seen_uncommitted(patch: pytest.MonkeyPatch) -> None:
     """R5: clients are told the newest position, committed or not."""
+    look_up = primary.look_up
 
     def bad(slot: Slot, role: Primary, call: Call, ctx: Context) -> tuple[int, Result] | None:
         call.seen = role.ballot_bytes + slot.sequence.to_bytes(8, "big")
-        return primary.look_up(slot, role, call, ctx)
+        return look_up(slot, role, call, ctx)
 
     patch.setattr("cluster.primary.look_up", bad)
 
@@ -395,12 +399,13 @@ def transfer_at_any_position(patch: pytest.MonkeyPatch) -> None:
 
 def copy_misses_operations(patch: pytest.MonkeyPatch) -> None:
     """R11: what is written while a whole copy is under way is not applied to it."""
+    follow = replica.follow
 
     def bad(slot: Slot, copy: Copy, sender: NodeId, accept: Accept, ctx: Context) -> None:
         if accept.sequence == copy.content.sequence + 1:
             copy.content.sequence = accept.sequence
         else:
-            replica.follow(slot, copy, sender, accept, ctx)
+            follow(slot, copy, sender, accept, ctx)
 
     patch.setattr("cluster.replica.follow", bad)
 

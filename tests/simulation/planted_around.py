@@ -310,7 +310,7 @@ def dead_for_good(patch: pytest.MonkeyPatch) -> None:
 
 def no_refutation(patch: pytest.MonkeyPatch) -> None:
     """A member that is accused does not say that it lives."""
-    patch.setattr(Swim, "_refute", lambda swim, update: None)
+    patch.setattr(Swim, "_refute", lambda swim, update, now_ms: None)
 
 
 AROUND: list[Plant] = [

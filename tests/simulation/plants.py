@@ -15,6 +15,8 @@ from tests.simulation.shrink import run
 from tests.simulation.simulate import quiet
 
 SEEDS_MAX = 2_000
+SLIPS = ("uncaught: RecursionError", "uncaught: TypeError")
+"""What a plant raises that calls itself, or is not called as what it replaces."""
 
 
 class Catch(NamedTuple):
@@ -36,6 +38,7 @@ def catch(name: str, seeds_max: int) -> Catch:
         plant(patch)
         for seed in range(seeds_max):
             _, fault = run(seed)
+            assert not any(error in fault for error in SLIPS), f"{name} is planted wrong: {fault}"
             if fault:
                 return Catch(name, what, seed, fault)
             if seed % 20 == 0:
