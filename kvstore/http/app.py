@@ -71,7 +71,8 @@ def make_app(node: NodeView, metrics: Metrics, settings: HttpSettings) -> web.Ap
     )
     app[DOOR] = dispatcher.door
     app.on_shutdown.append(_end_watches)
-    app.router.add_route("*", "/{target:.*}", dispatcher.handle, expect_handler=_expect_later)
+    everything = "/{target:[\\s\\S]*}"  # a dot is no line feed
+    app.router.add_route("*", everything, dispatcher.handle, expect_handler=_expect_later)
     return app
 
 

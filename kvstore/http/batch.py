@@ -113,9 +113,8 @@ async def _all_or_nothing(call: Call, ops: list[Operation], timeout: float) -> l
     )
     if isinstance(result, Conflict):
         raise conflict(result, "A key of the batch")
-    if isinstance(result, Failed):
+    if not isinstance(result, Done):
         raise failure(result, operation_id)
-    assert isinstance(result, Done), result
     version = version_to_text(result.version)
     return [{"status": 200, "version": version} for _ in writes]
 

@@ -302,7 +302,6 @@ def _committed(result: Result, kind: type[Committed], key: bytes, operation: str
         return result
     if isinstance(result, Conflict):
         raise conflict(result, _shown(key))
-    assert isinstance(result, Failed), result
     raise failure(result, operation)
 
 

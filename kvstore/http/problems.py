@@ -24,6 +24,8 @@ from kvstore.values import version_to_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cluster.operations import Result
+
 __all__ = [
     "PROBLEMS",
     "PROBLEM_TYPE",
@@ -166,8 +168,15 @@ def conflict(result: Conflict, what: str) -> ProblemError:
     )
 
 
-def failure(result: Failed, operation_id: str | None) -> ProblemError:
-    """The problem of an operation that was not carried out; a read has no ``operation_id``."""
+def failure(result: Result, operation_id: str | None) -> ProblemError:
+    """The problem of an operation that was not carried out; a read has no ``operation_id``.
+
+    The result of a write of another kind is one too: it was carried out under the same id.
+    """
+    if not isinstance(result, Failed):
+        return ProblemError(
+            "bad-header", "The Idempotency-Key is that of another operation, which was carried out."
+        )
     slug = _CODES[result.code]
     if result.code is Code.UNKNOWN:
         if operation_id is None:

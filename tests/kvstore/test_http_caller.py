@@ -34,6 +34,16 @@ async def test_an_idempotency_key_writes_once(http: Harness) -> None:
     assert puts[0].headers["etag"] == puts[1].headers["etag"]
 
 
+async def test_an_id_of_another_operation_is_no_mistake_of_the_node(http: Harness) -> None:
+    """Found by fuzzing: the result of the put was asserted to be that of a delete."""
+    key = f"9f-1a-{'0' * 40}"
+    assert (await http.ask("PUT", "/v1/kv/k", b"1", Idempotency_Key=key)).status == 201
+    answer = await http.ask("DELETE", "/v1/kv/k", Idempotency_Key=key)
+    assert (answer.status, answer.problem) == (400, "bad-header")
+    assert "another operation" in answer.json["detail"]
+    assert (await http.ask("GET", "/v1/kv/k")).status == 200
+
+
 async def test_an_unknown_outcome_names_the_id_that_settles_it(http: Harness) -> None:
     unknown = Failed(Code.UNKNOWN, "The primary was lost.")
     http.node.fail = lambda op: unknown if isinstance(op, Put | Incr) else None
