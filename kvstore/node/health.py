@@ -72,11 +72,8 @@ class Health:
 
     def tick(self) -> None:
         """On the node's timer: look at the disk now and then."""
-        now_ms = self._clock.now_ms()
-        if self._table.scrub.repaired_total != self._repaired:
-            self._repaired, self._repaired_ms = self._table.scrub.repaired_total, now_ms
-            log.info("damaged copies replaced", total=self._repaired)
-        space = self._space
+        self._look_at_repairs()
+        now_ms, space = self._clock.now_ms(), self._space
         if space is None or now_ms - self._looked_ms < LOOK_INTERVAL_MS:
             return
         self._looked_ms = now_ms
@@ -88,6 +85,12 @@ class Health:
             what = "the disk is full: no more writes" if full else "there is room on the disk again"
             say(what, free_bytes=space.free_bytes, reserve_bytes=space.reserve_bytes)
 
+    def _look_at_repairs(self) -> None:
+        repaired = self._table.scrub.repaired_total
+        if repaired != self._repaired:
+            self._repaired, self._repaired_ms = repaired, self._clock.now_ms()
+            log.info("damaged copies replaced", total=self._repaired)
+
     def on_alarms(self, alarms: Iterable[Finding]) -> None:
         """Damage was found."""
         for finding in alarms:
@@ -95,6 +98,7 @@ class Health:
 
     def problems(self) -> list[str]:
         """One line for each thing that is wrong."""
+        self._look_at_repairs()
         scrub, space = self._table.scrub, self._space
         found = [self._said(finding) for finding in scrub.findings.values()]
         if len(found) > FINDINGS_SAID_MAX:
