@@ -152,12 +152,14 @@ class StatusBoard:
         requests over the nodes by this would take all of them out for what none can help. A node
         that has a quorum for nothing is not ready: it is the one that is cut off.
         """
+        return self._why_not_ready(self._without_primary())
+
+    def _why_not_ready(self, without: Without) -> str:
         node = self._node
         if node.topology is None:
             return "the cluster is not founded yet: this node waits for the other founders"
         if not node.knows(node.id):
             return f"this node is no member of the cluster any more (epoch {node.topology.epoch})"
-        without = self._without_primary(node.topology.slot_count)
         waiting = without.total - without.lost
         if waiting:
             return f"{waiting} slots have no primary that this node knows"
@@ -166,13 +168,15 @@ class StatusBoard:
             return "this node reaches too few others to serve any slot"
         return ""
 
-    def _without_primary(self, slots: int) -> Without:
+    def _without_primary(self) -> Without:
         """Exact when there are none: to count takes milliseconds, and who waits asks often."""
         node, known, now_ms = self._node, self._without, self._node.clock.now_ms()
+        if node.topology is None:
+            return NONE
         is_new = known.total and now_ms - known.counted_ms < COUNT_MS
         if is_new and node.table.leader_of(known.slot) is None:
             return known
-        leaders = node.table.leaders_of(range(slots))
+        leaders = node.table.leaders_of(range(node.topology.slot_count))
         count = leaders.count(None)
         if not count:
             return NONE
@@ -190,7 +194,8 @@ class StatusBoard:
         """This node's own figures."""
         node = self._node
         stats = node.engine.stats()
-        reason = self.not_ready_reason()
+        without = self._without_primary()
+        reason = self._why_not_ready(without)
         commit = node.commit
         sync_ms = 1_000 * commit.sync_seconds_total / commit.syncs if commit.syncs else 0.0
         data = range(node.topology.slot_count if node.topology is not None else 0)
@@ -214,7 +219,7 @@ class StatusBoard:
             node.router.writes_total if founded else 0,
             commit.syncs,
             sync_ms,
-            self._problems(reason, sync_ms),
+            self._problems(reason, without.lost, sync_ms),
             *self._health(),
         )
 
@@ -235,10 +240,9 @@ class StatusBoard:
             node.table.moves.throttle.spent_total,
         )
 
-    def _problems(self, reason: str, sync_ms: float) -> list[str]:
+    def _problems(self, reason: str, lost: int, sync_ms: float) -> list[str]:
         node = self._node
         problems = [reason] if reason else []
-        lost = 0 if node.topology is None else self._without_primary(node.topology.slot_count).lost
         if lost:
             problems.append(f"{lost} slots have no quorum: too many of their members are down")
         known = node.gossip.swim.members() if node.topology is not None else {}
